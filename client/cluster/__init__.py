@@ -1,0 +1,1 @@
+"""Who is leader, which replica to read, retry and failover."""

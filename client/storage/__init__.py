@@ -1,0 +1,1 @@
+"""ZODB's storage interfaces over the cluster."""

@@ -1,0 +1,1 @@
+"""The MVCC object store that the log is applied to."""

@@ -1,0 +1,1 @@
+"""What a node exposes through gRPC, and its metrics."""

@@ -1,0 +1,1 @@
+"""The durable transaction log: segments, checksums, group commit."""

@@ -1,0 +1,461 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REASON_UNSPECIFIED: _ClassVar[Reason]
+    PROTOCOL_MISMATCH: _ClassVar[Reason]
+    WRONG_CLUSTER: _ClassVar[Reason]
+    INVALID: _ClassVar[Reason]
+    TOO_LARGE: _ClassVar[Reason]
+    NOT_LEADER: _ClassVar[Reason]
+    LAGGING: _ClassVar[Reason]
+    NO_SUCH_OBJECT: _ClassVar[Reason]
+    CONFLICT: _ClassVar[Reason]
+    READ_CONFLICT: _ClassVar[Reason]
+    UNKNOWN_VOTE: _ClassVar[Reason]
+    LEASE_EXPIRED: _ClassVar[Reason]
+    READ_ONLY: _ClassVar[Reason]
+    BUSY: _ClassVar[Reason]
+    LEADERSHIP_LOST: _ClassVar[Reason]
+    STALE_TID: _ClassVar[Reason]
+    INTERNAL: _ClassVar[Reason]
+    STOPPING: _ClassVar[Reason]
+REASON_UNSPECIFIED: Reason
+PROTOCOL_MISMATCH: Reason
+WRONG_CLUSTER: Reason
+INVALID: Reason
+TOO_LARGE: Reason
+NOT_LEADER: Reason
+LAGGING: Reason
+NO_SUCH_OBJECT: Reason
+CONFLICT: Reason
+READ_CONFLICT: Reason
+UNKNOWN_VOTE: Reason
+LEASE_EXPIRED: Reason
+READ_ONLY: Reason
+BUSY: Reason
+LEADERSHIP_LOST: Reason
+STALE_TID: Reason
+INTERNAL: Reason
+STOPPING: Reason
+
+class RequestBatch(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[Request]
+    def __init__(self, requests: _Optional[_Iterable[_Union[Request, _Mapping]]] = ...) -> None: ...
+
+class EventBatch(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("id", "hello", "load_before", "load_serial", "history", "vote", "finish", "abort", "commit", "allocate_oids", "read_barrier", "read_transactions", "size")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    LOAD_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATE_OIDS_FIELD_NUMBER: _ClassVar[int]
+    READ_BARRIER_FIELD_NUMBER: _ClassVar[int]
+    READ_TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    hello: Hello
+    load_before: LoadBefore
+    load_serial: LoadSerial
+    history: History
+    vote: Vote
+    finish: Finish
+    abort: Abort
+    commit: Commit
+    allocate_oids: AllocateOids
+    read_barrier: ReadBarrier
+    read_transactions: ReadTransactions
+    size: Size
+    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., load_before: _Optional[_Union[LoadBefore, _Mapping]] = ..., load_serial: _Optional[_Union[LoadSerial, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., allocate_oids: _Optional[_Union[AllocateOids, _Mapping]] = ..., read_barrier: _Optional[_Union[ReadBarrier, _Mapping]] = ..., read_transactions: _Optional[_Union[ReadTransactions, _Mapping]] = ..., size: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("id", "failure", "welcome", "invalidations", "leader", "record", "history", "vote", "committed", "aborted", "oids", "read_point", "transactions", "size")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    INVALIDATIONS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    OIDS_FIELD_NUMBER: _ClassVar[int]
+    READ_POINT_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    failure: Failure
+    welcome: Welcome
+    invalidations: Invalidations
+    leader: Leader
+    record: Record
+    history: HistoryReply
+    vote: VoteReply
+    committed: Committed
+    aborted: Aborted
+    oids: OidRange
+    read_point: ReadPoint
+    transactions: Transactions
+    size: SizeReply
+    def __init__(self, id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invalidations: _Optional[_Union[Invalidations, _Mapping]] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., history: _Optional[_Union[HistoryReply, _Mapping]] = ..., vote: _Optional[_Union[VoteReply, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., oids: _Optional[_Union[OidRange, _Mapping]] = ..., read_point: _Optional[_Union[ReadPoint, _Mapping]] = ..., transactions: _Optional[_Union[Transactions, _Mapping]] = ..., size: _Optional[_Union[SizeReply, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_TID_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    client_id: str
+    cluster_id: str
+    after_tid: bytes
+    read_only: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_TID_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    MAX_RECORD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TRANSACTION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    cluster_id: str
+    node_id: int
+    last_tid: bytes
+    leader: Leader
+    max_record_bytes: int
+    max_transaction_bytes: int
+    lease_ms: int
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+
+class Leader(_message.Message):
+    __slots__ = ("term", "node_id", "address", "members")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    node_id: int
+    address: str
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, term: _Optional[int] = ..., node_id: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("node_id", "address")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    node_id: int
+    address: str
+    def __init__(self, node_id: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Invalidations(_message.Message):
+    __slots__ = ("transactions",)
+    TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    transactions: _containers.RepeatedCompositeFieldContainer[Invalidation]
+    def __init__(self, transactions: _Optional[_Iterable[_Union[Invalidation, _Mapping]]] = ...) -> None: ...
+
+class Invalidation(_message.Message):
+    __slots__ = ("tid", "oids")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    OIDS_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    oids: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tid: _Optional[bytes] = ..., oids: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "reason", "message", "oid", "serial", "expected_serial", "leader", "data")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    OID_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    LEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    reason: Reason
+    message: str
+    oid: bytes
+    serial: bytes
+    expected_serial: bytes
+    leader: Leader
+    data: bytes
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., message: _Optional[str] = ..., oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., expected_serial: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class LoadBefore(_message.Message):
+    __slots__ = ("oid", "before", "at_least")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    before: bytes
+    at_least: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., before: _Optional[bytes] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class LoadSerial(_message.Message):
+    __slots__ = ("oid", "serial", "at_least")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    serial: bytes
+    at_least: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("data", "serial", "next_serial")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    serial: bytes
+    next_serial: bytes
+    def __init__(self, data: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., next_serial: _Optional[bytes] = ...) -> None: ...
+
+class History(_message.Message):
+    __slots__ = ("oid", "size", "at_least")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    size: int
+    at_least: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., size: _Optional[int] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class HistoryReply(_message.Message):
+    __slots__ = ("revisions",)
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    revisions: _containers.RepeatedCompositeFieldContainer[Revision]
+    def __init__(self, revisions: _Optional[_Iterable[_Union[Revision, _Mapping]]] = ...) -> None: ...
+
+class Revision(_message.Message):
+    __slots__ = ("tid", "user", "description", "extension", "size")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    user: bytes
+    description: bytes
+    extension: bytes
+    size: int
+    def __init__(self, tid: _Optional[bytes] = ..., user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class ReadBarrier(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReadPoint(_message.Message):
+    __slots__ = ("last_tid",)
+    LAST_TID_FIELD_NUMBER: _ClassVar[int]
+    last_tid: bytes
+    def __init__(self, last_tid: _Optional[bytes] = ...) -> None: ...
+
+class ReadTransactions(_message.Message):
+    __slots__ = ("start", "stop", "max_bytes", "at_least")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    start: bytes
+    stop: bytes
+    max_bytes: int
+    at_least: bytes
+    def __init__(self, start: _Optional[bytes] = ..., stop: _Optional[bytes] = ..., max_bytes: _Optional[int] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class Transactions(_message.Message):
+    __slots__ = ("transactions", "more")
+    TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    transactions: _containers.RepeatedCompositeFieldContainer[CommittedTransaction]
+    more: bool
+    def __init__(self, transactions: _Optional[_Iterable[_Union[CommittedTransaction, _Mapping]]] = ..., more: _Optional[bool] = ...) -> None: ...
+
+class CommittedTransaction(_message.Message):
+    __slots__ = ("tid", "status", "user", "description", "extension", "records")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    status: bytes
+    user: bytes
+    description: bytes
+    extension: bytes
+    records: _containers.RepeatedCompositeFieldContainer[StoredRecord]
+    def __init__(self, tid: _Optional[bytes] = ..., status: _Optional[bytes] = ..., user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[StoredRecord, _Mapping]]] = ...) -> None: ...
+
+class StoredRecord(_message.Message):
+    __slots__ = ("oid", "data", "no_data", "data_tid")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NO_DATA_FIELD_NUMBER: _ClassVar[int]
+    DATA_TID_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    data: bytes
+    no_data: bool
+    data_tid: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ...) -> None: ...
+
+class Size(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SizeReply(_message.Message):
+    __slots__ = ("bytes", "objects")
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    objects: int
+    def __init__(self, bytes: _Optional[int] = ..., objects: _Optional[int] = ...) -> None: ...
+
+class Transaction(_message.Message):
+    __slots__ = ("user", "description", "extension", "records", "checks", "tid", "status")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    EXTENSION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    user: bytes
+    description: bytes
+    extension: bytes
+    records: _containers.RepeatedCompositeFieldContainer[NewRecord]
+    checks: _containers.RepeatedCompositeFieldContainer[Check]
+    tid: bytes
+    status: bytes
+    def __init__(self, user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[NewRecord, _Mapping]]] = ..., checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., tid: _Optional[bytes] = ..., status: _Optional[bytes] = ...) -> None: ...
+
+class NewRecord(_message.Message):
+    __slots__ = ("oid", "base_serial", "data", "no_data", "data_tid")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    BASE_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NO_DATA_FIELD_NUMBER: _ClassVar[int]
+    DATA_TID_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    base_serial: bytes
+    data: bytes
+    no_data: bool
+    data_tid: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., base_serial: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ...) -> None: ...
+
+class Check(_message.Message):
+    __slots__ = ("oid", "serial")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    serial: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("transaction_id", "transaction")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    transaction: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+
+class VoteReply(_message.Message):
+    __slots__ = ("conflicts",)
+    CONFLICTS_FIELD_NUMBER: _ClassVar[int]
+    conflicts: _containers.RepeatedCompositeFieldContainer[Failure]
+    def __init__(self, conflicts: _Optional[_Iterable[_Union[Failure, _Mapping]]] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ("transaction_id",)
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("transaction_id",)
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ...) -> None: ...
+
+class Aborted(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("transaction_id", "transaction")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    transaction: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+
+class Committed(_message.Message):
+    __slots__ = ("tid",)
+    TID_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    def __init__(self, tid: _Optional[bytes] = ...) -> None: ...
+
+class AllocateOids(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
+
+class OidRange(_message.Message):
+    __slots__ = ("first", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: bytes
+    count: int
+    def __init__(self, first: _Optional[bytes] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Command(_message.Message):
+    __slots__ = ("commit", "allocate")
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATE_FIELD_NUMBER: _ClassVar[int]
+    commit: CommitCommand
+    allocate: AllocateCommand
+    def __init__(self, commit: _Optional[_Union[CommitCommand, _Mapping]] = ..., allocate: _Optional[_Union[AllocateCommand, _Mapping]] = ...) -> None: ...
+
+class CommitCommand(_message.Message):
+    __slots__ = ("transaction_id", "tid", "transaction")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    tid: bytes
+    transaction: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+
+class AllocateCommand(_message.Message):
+    __slots__ = ("count",)
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    def __init__(self, count: _Optional[int] = ...) -> None: ...
