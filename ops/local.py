@@ -1,0 +1,382 @@
+"""A cluster of real node processes on this machine, for trying things out, for tests and for drills."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, overload
+
+from raftstorage.ops.child import PARENT_VARIABLE
+from raftstorage.ops.status import StatusClient, has_quorum, leader_of
+from raftstorage.proto import admin_pb2 as pb
+
+_HOST = "127.0.0.1"
+_PORTS = range(16384, 32768)
+_POLL_SECONDS = 0.05
+
+
+class ClusterError(Exception):
+    """A cluster or one of its nodes did not do what it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    node_id: int
+    port: int
+    metrics_port: int
+
+
+class _Process:
+    """One running node: its process and the thread that reads its standard output."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
+        self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, args=(popen.stdout,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._ready.put(line)
+        self._ready.put(None)
+
+    def wait_ready(self, timeout: float) -> bool:
+        """True after the ready line, False when the process ended (its output is closed) or time ran out."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                line = self._ready.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return False
+            if line is None:
+                return False
+            with contextlib.suppress(ValueError):  # a line that is no JSON is not the ready line
+                event = json.loads(line)
+                if isinstance(event, dict) and event.get("event") == "ready":
+                    return True
+
+
+class LocalCluster:
+    """`nodes` node processes on free loopback ports: `with LocalCluster() as cluster: ...`.
+
+    A node is named by its index, 0 to nodes - 1; its node id is the index plus 1. With `directory`, a cluster that
+    was there before is started again on its old ports; without it, a temporary one is used and removed at the end.
+    `options` go to every node: `lease_ms=500` becomes `--lease-ms 500`. `base_port` gives consecutive ports to a
+    new cluster instead of free ones. The processes end with this one, however it ends.
+
+    Leaving the context stops all nodes; entering it starts all and waits for a leader. ClusterError says why a
+    node did not start, with the last lines of its log.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        base_port: int | None = None,
+        start_timeout: float = 30.0,
+        **options: str | int | float,
+    ) -> None:
+        if nodes < 1:
+            raise ValueError("a cluster has at least one node")
+        self._temporary = directory is None
+        self.directory = Path(tempfile.mkdtemp(prefix="raftstorage-") if directory is None else directory)
+        self._options = options
+        self._start_timeout = start_timeout
+        self._cluster_id, self._members = self._load_or_create(nodes, base_port)
+        self._processes: dict[int, _Process] = {}
+        self._paused: set[int] = set()
+        # The kernel ties a child to the thread that started it: this one lives as long as the cluster.
+        self._launcher = ThreadPoolExecutor(1, thread_name_prefix="raftstorage-launcher")
+        self._client = StatusClient([self.address(i) for i in range(len(self))])
+
+    # ---- names -----------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def addresses(self) -> str:
+        """All nodes' addresses, as ClientStorage takes them: `host:port,host:port,...`."""
+        return ",".join(self.address(i) for i in range(len(self)))
+
+    @property
+    def cluster_id(self) -> str:
+        return self._cluster_id
+
+    def address(self, i: int) -> str:
+        return f"{_HOST}:{self._members[i].port}"
+
+    def metrics_address(self, i: int) -> str:
+        """host:port of the node's HTTP metrics."""
+        return f"{_HOST}:{self._members[i].metrics_port}"
+
+    def node_id(self, i: int) -> int:
+        return self._members[i].node_id
+
+    def node_directory(self, i: int) -> Path:
+        return self.directory / f"node-{self.node_id(i)}"
+
+    def log_path(self, i: int) -> Path:
+        """The file with the node's standard error; every start appends."""
+        return self.directory / f"node-{self.node_id(i)}.log"
+
+    def command(self, i: int) -> list[str]:
+        """The arguments that node i is started with, without the interpreter."""
+        member = self._members[i]
+        arguments = ["--id", str(member.node_id), "--dir", str(self.node_directory(i)), "--listen", self.address(i)]
+        for other in range(len(self)):
+            arguments += ["--member", f"{self.node_id(other)}={self.address(other)}"]
+        arguments += ["--cluster-id", self._cluster_id, "--metrics", self.metrics_address(i)]
+        for name, value in self._options.items():
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+        return ["-m", "raftstorage.ops.child", "raftstorage.node", *arguments]
+
+    # ---- all nodes -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            self.start_all()
+            self.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start_all(self, on_ready: Callable[[int], None] | None = None) -> None:
+        """Starts every node that does not run; calls `on_ready(i)` as each one serves."""
+        started = [i for i in range(len(self)) if not self.is_running(i)]
+        for i in started:
+            self._spawn(i)
+        for i in started:
+            self._await_ready(i)
+            if on_ready is not None:
+                on_ready(i)
+
+    def stop_all(self, timeout: float = 15.0) -> None:
+        """SIGTERM to every node, then waits; whoever is still there after `timeout` seconds is killed."""
+        for i in list(self._processes):
+            self._signal(i, signal.SIGTERM)
+        for i in list(self._processes):
+            self._reap(i, timeout)
+
+    def close(self) -> None:
+        """Stops all nodes, and removes a temporary directory."""
+        self.stop_all()
+        self._client.close()
+        self._launcher.shutdown()
+        if self._temporary:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def wait_ready(self, timeout: float = 30.0) -> int:
+        """Waits until a leader has a majority behind it; its index. ClusterError after `timeout` seconds."""
+        return self.leader(timeout=timeout)
+
+    # ---- one node --------------------------------------------------------------------------------------
+
+    def start(self, i: int) -> None:
+        """Starts node i and waits until it serves."""
+        if self.is_running(i):
+            raise ClusterError(f"node {self.node_id(i)} is running already")
+        self._spawn(i)
+        self._await_ready(i)
+
+    def stop(self, i: int, timeout: float = 15.0) -> int:
+        """SIGTERM, and waits for the end; the exit code (negative: a signal's number)."""
+        self._signal(i, signal.SIGTERM)
+        return self._reap(i, timeout)
+
+    def kill(self, i: int) -> None:
+        """SIGKILL, and waits for the end."""
+        self._process(i).popen.kill()
+        self._reap(i, 10.0)
+
+    def wait_exit(self, i: int, timeout: float = 15.0) -> int:
+        """Waits for node i to end by itself; its exit code. ClusterError when it does not."""
+        try:
+            code = self._process(i).popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"node {self.node_id(i)} still runs after {timeout} s") from None
+        self._forget(i)
+        return code
+
+    def pause(self, i: int) -> None:
+        """SIGSTOP: the node keeps its connections and does nothing."""
+        self._process(i).popen.send_signal(signal.SIGSTOP)
+        self._paused.add(i)
+
+    def resume(self, i: int) -> None:
+        """SIGCONT."""
+        self._process(i).popen.send_signal(signal.SIGCONT)
+        self._paused.discard(i)
+
+    def pid(self, i: int) -> int:
+        return self._process(i).popen.pid
+
+    def is_running(self, i: int) -> bool:
+        """Whether node i's process is there (paused or not)."""
+        process = self._processes.get(i)
+        return process is not None and process.popen.poll() is None
+
+    def status(self, i: int, timeout: float = 2.0) -> pb.StatusReply:
+        """Node i's Admin.Status. ClusterError when it does not answer."""
+        status = self._client.ask(timeout, [self.address(i)])[0]
+        if status.reply is None:
+            raise ClusterError(f"node {self.node_id(i)} does not answer: {status.error}")
+        return status.reply
+
+    @overload
+    def leader(self) -> int | None: ...
+    @overload
+    def leader(self, timeout: float) -> int: ...
+    def leader(self, timeout: float | None = None) -> int | None:
+        """Index of the leader that a majority follows; without `timeout` None when there is none just now.
+
+        With `timeout`, waits that many seconds for one, then raises ClusterError.
+        """
+        deadline = time.monotonic() + (timeout or 0.0)
+        while True:
+            running = [self.address(i) for i in range(len(self)) if self.is_running(i) and i not in self._paused]
+            statuses = self._client.ask(1.0, running)
+            found = leader_of(statuses)
+            if found is not None and has_quorum(statuses):
+                return next(i for i in range(len(self)) if self.address(i) == found.address)
+            if timeout is None:
+                return None
+            if time.monotonic() > deadline:
+                states = "; ".join(f"{s.address} {s.reply.role if s.reply else s.error}" for s in statuses)
+                raise ClusterError(f"no leader after {timeout} s ({states or 'no node runs'})")
+            time.sleep(_POLL_SECONDS)  # nodes have no event to tell an operator of an election
+
+    # ---- inside ----------------------------------------------------------------------------------------
+
+    def _load_or_create(self, nodes: int, base_port: int | None) -> tuple[str, list[_Member]]:
+        path = self.directory / "cluster.json"
+        if path.exists():
+            try:
+                state = json.loads(path.read_text())
+                members = [_Member(**member) for member in state["members"]]
+                cluster_id = str(state["cluster_id"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ClusterError(f"{path} is not a local cluster's description: {error}") from error
+            if len(members) != nodes:
+                raise ClusterError(f"{self.directory} holds a cluster of {len(members)} nodes, not {nodes}")
+            if base_port is not None and members[0].port != base_port:
+                raise ClusterError(f"{self.directory} holds a cluster that starts at port {members[0].port}")
+            return cluster_id, members
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ports = _free_ports(2 * nodes)
+        if base_port is not None:
+            ports[:nodes] = range(base_port, base_port + nodes)
+        members = [_Member(i + 1, ports[i], ports[nodes + i]) for i in range(nodes)]
+        cluster_id = secrets.token_hex(16)
+        state = {"format": 1, "cluster_id": cluster_id, "members": [asdict(member) for member in members]}
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(state, indent=1) + "\n")
+        temporary.replace(path)
+        return cluster_id, members
+
+    def _spawn(self, i: int) -> None:
+        environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+
+        def launch() -> subprocess.Popen[str]:
+            with self.log_path(i).open("ab") as log:
+                # A session of its own: Ctrl-C in the terminal is for the one that runs the cluster.
+                return subprocess.Popen(
+                    [sys.executable, *self.command(i)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    text=True,
+                    start_new_session=True,
+                )
+
+        self._processes[i] = _Process(self._launcher.submit(launch).result())
+
+    def _await_ready(self, i: int) -> None:
+        process = self._process(i)
+        if process.wait_ready(self._start_timeout):
+            return
+        if process.popen.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its output is closed: it is about to end
+                process.popen.wait(1.0)
+        code = process.popen.poll()
+        if code is None:
+            process.popen.kill()
+            process.popen.wait()
+        self._forget(i)
+        why = "did not come up in time" if code is None else f"ended with exit code {code}"
+        raise ClusterError(f"node {self.node_id(i)} {why}:\n{self._log_tail(i)}")
+
+    def _log_tail(self, i: int, lines: int = 12) -> str:
+        with self.log_path(i).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+
+    def _process(self, i: int) -> _Process:
+        if i not in self._processes:
+            raise ClusterError(f"node {self.node_id(i)} is not running")
+        return self._processes[i]
+
+    def _signal(self, i: int, number: signal.Signals) -> None:
+        process = self._process(i)
+        process.popen.send_signal(number)
+        if i in self._paused:  # a stopped process takes the signal only when it goes on
+            self.resume(i)
+
+    def _reap(self, i: int, timeout: float) -> int:
+        process = self._process(i)
+        try:
+            code = process.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.popen.kill()
+            code = process.popen.wait()
+        self._forget(i)
+        return code
+
+    def _forget(self, i: int) -> None:
+        del self._processes[i]
+        self._paused.discard(i)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Loopback TCP ports that nobody listens on just now, all different.
+
+    From below the range that systems take outgoing connections' ports from: a node that is down for a while must
+    find its port free when it comes back.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind((_HOST, port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise ClusterError("no free ports on the loopback interface")

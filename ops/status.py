@@ -1,0 +1,205 @@
+"""What the nodes say about themselves (Admin.Status), asked of all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from raftstorage.proto import admin_pb2 as pb
+from raftstorage.proto import admin_pb2_grpc
+
+DEFAULT_ADDRESSES = "127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443"
+
+# A node that was restarted shall be seen at once, not after gRPC's default back-off of up to two minutes.
+_CHANNEL_OPTIONS = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node's answer; `reply` None: it did not answer, for the reason in `error`."""
+
+    address: str
+    reply: pb.StatusReply | None
+    error: str = ""
+
+
+def split_addresses(addresses: str) -> list[str]:
+    """`host:port,host:port` as a list. ValueError when one is malformed or none is given."""
+    result = [part.strip() for part in addresses.split(",") if part.strip()]
+    for address in result:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"not an address of the form host:port: {address!r}")
+    if not result:
+        raise ValueError("no address given")
+    return result
+
+
+class StatusClient:
+    """Channels to the nodes at `addresses`, for asking them again and again. A context manager."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._channels = {a: grpc.insecure_channel(a, options=_CHANNEL_OPTIONS) for a in addresses}
+        self._stubs: dict[str, Any] = {
+            address: admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+            for address, channel in self._channels.items()
+        }
+
+    def __enter__(self) -> StatusClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            channel.close()
+
+    def ask(self, timeout: float = 2.0, addresses: Sequence[str] | None = None) -> list[NodeStatus]:
+        """Every node's status (or that of `addresses`), in order, after at most `timeout` seconds; never raises
+        for a node."""
+        wanted = list(self._stubs) if addresses is None else list(addresses)
+        calls = [(a, self._stubs[a].Status.future(pb.StatusRequest(), timeout=timeout)) for a in wanted]
+        result = []
+        for address, call in calls:
+            try:
+                result.append(NodeStatus(address, call.result()))
+            except grpc.RpcError as error:
+                result.append(NodeStatus(address, None, _describe(error)))
+        return result
+
+
+def _describe(error: grpc.RpcError) -> str:
+    code, details = getattr(error, "code", None), getattr(error, "details", None)
+    if not callable(code) or not callable(details):
+        return repr(error)
+    return f"{code().name}: {details()}"
+
+
+def leader_of(statuses: Sequence[NodeStatus]) -> NodeStatus | None:
+    """The node that leads in the newest term among those that answered, if one says so."""
+    leaders = [s for s in statuses if s.reply is not None and s.reply.role == "leader"]
+    return max(leaders, key=lambda s: s.reply.term if s.reply is not None else 0, default=None)
+
+
+def has_quorum(statuses: Sequence[NodeStatus]) -> bool:
+    """Whether there is a leader that a majority of its cluster's members (itself included) follows."""
+    leader = leader_of(statuses)
+    if leader is None or leader.reply is None:
+        return False
+    following = sum(
+        s.reply is not None
+        and s.reply.cluster_id == leader.reply.cluster_id
+        and s.reply.leader_id == leader.reply.node_id
+        and s.reply.term == leader.reply.term
+        for s in statuses
+    )
+    # Members that were not asked count when the leader itself sees them.
+    asked = {s.reply.node_id for s in statuses if s.reply is not None} | {leader.reply.node_id}
+    asked_addresses = {s.address for s in statuses}
+    following += sum(
+        peer.connected and peer.node_id not in asked and peer.address not in asked_addresses
+        for peer in leader.reply.peers
+    )
+    return following > (len(leader.reply.peers) + 1) // 2
+
+
+def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
+    """The whole cluster's status, ready for `json.dumps`."""
+    leader = leader_of(statuses)
+    nodes: list[dict[str, Any]] = []
+    for status in statuses:
+        node: dict[str, Any] = {"address": status.address, "reachable": status.reply is not None}
+        reply = status.reply
+        if reply is None:
+            node["error"] = status.error
+        else:
+            node |= {
+                field: getattr(reply, field)
+                for field in (
+                    "version protocol_version cluster_id node_id role term leader_id last_index commit_index "
+                    "applied_index log_bytes database_bytes objects uptime_seconds sessions"
+                ).split()
+            }
+            node["last_tid"] = reply.last_tid.hex()
+            node["peers"] = [
+                {
+                    "node_id": peer.node_id,
+                    "address": peer.address,
+                    "connected": peer.connected,
+                    "match_index": peer.match_index,
+                    "state": peer.state,
+                }
+                for peer in reply.peers
+            ]
+        nodes.append(node)
+    return {"leader": leader.address if leader else None, "quorum": has_quorum(statuses), "nodes": nodes}
+
+
+def show(statuses: Sequence[NodeStatus], console: Console) -> None:
+    """Prints the table of `raftstorage status`."""
+    table = Table(title="RaftStorage cluster")
+    for heading in ("node", "address", "role", "up"):
+        table.add_column(heading)
+    for heading in ("term", "applied", "behind", "objects", "database", "log", "clients"):
+        table.add_column(heading, justify="right")
+    newest = max((s.reply.commit_index for s in statuses if s.reply is not None), default=0)
+    for status in statuses:
+        reply = status.reply
+        if reply is None:
+            table.add_row("?", status.address, "[red]unreachable[/]", status.error.split(":")[0])
+            continue
+        role = f"[bold green]{reply.role}[/]" if reply.role == "leader" else reply.role
+        table.add_row(
+            str(reply.node_id),
+            status.address,
+            role,
+            duration(reply.uptime_seconds),
+            str(reply.term),
+            str(reply.applied_index),
+            str(max(0, newest - reply.applied_index)),
+            f"{reply.objects:,}",
+            size(reply.database_bytes),
+            size(reply.log_bytes),
+            str(reply.sessions),
+        )
+    console.print(table)
+    leader = leader_of(statuses)
+    if leader is None or leader.reply is None:
+        console.print("[bold red]no leader[/]: nothing can be committed")
+    elif not has_quorum(statuses):
+        console.print("[bold red]no quorum[/]: a majority of the nodes is not following the leader")
+    else:
+        console.print(f"leader: node {leader.reply.node_id} at {leader.address}, term {leader.reply.term}")
+
+
+def size(count: int) -> str:
+    """Bytes for a person."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} d"
