@@ -142,7 +142,14 @@ class LocalCluster:
     def command(self, i: int) -> list[str]:
         """The arguments that node i is started with, without the interpreter."""
         member = self._members[i]
-        arguments = ["--id", str(member.node_id), "--dir", str(self.node_directory(i)), "--listen", self.address(i)]
+        arguments = [
+            "--id",
+            str(member.node_id),
+            "--dir",
+            str(self.node_directory(i)),
+            "--listen",
+            self.address(i),
+        ]
         for other in range(len(self)):
             arguments += ["--member", f"{self.node_id(other)}={self.address(other)}"]
         arguments += ["--cluster-id", self._cluster_id, "--metrics", self.metrics_address(i)]
@@ -288,7 +295,7 @@ class LocalCluster:
                 raise ClusterError(f"{self.directory} holds a cluster that starts at port {members[0].port}")
             return cluster_id, members
         self.directory.mkdir(parents=True, exist_ok=True)
-        ports = _free_ports(2 * nodes)
+        ports = free_ports(2 * nodes)
         if base_port is not None:
             ports[:nodes] = range(base_port, base_port + nodes)
         members = [_Member(i + 1, ports[i], ports[nodes + i]) for i in range(nodes)]
@@ -363,7 +370,7 @@ class LocalCluster:
         self._paused.discard(i)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Loopback TCP ports that nobody listens on just now, all different.
 
     From below the range that systems take outgoing connections' ports from: a node that is down for a while must

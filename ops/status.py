@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import Any
 
 import grpc
-from rich.console import Console
-from rich.table import Table
-
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
+from rich.console import Console
+from rich.table import Table
 
 DEFAULT_ADDRESSES = "127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443"
 
@@ -23,6 +22,24 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
 ]
+
+_PLAIN_FIELDS = (
+    "version",
+    "protocol_version",
+    "cluster_id",
+    "node_id",
+    "role",
+    "term",
+    "leader_id",
+    "last_index",
+    "commit_index",
+    "applied_index",
+    "log_bytes",
+    "database_bytes",
+    "objects",
+    "uptime_seconds",
+    "sessions",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +144,7 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
         if reply is None:
             node["error"] = status.error
         else:
-            node |= {
-                field: getattr(reply, field)
-                for field in (
-                    "version protocol_version cluster_id node_id role term leader_id last_index commit_index "
-                    "applied_index log_bytes database_bytes objects uptime_seconds sessions"
-                ).split()
-            }
+            node |= {name: getattr(reply, name) for name in _PLAIN_FIELDS}
             node["last_tid"] = reply.last_tid.hex()
             node["peers"] = [
                 {

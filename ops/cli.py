@@ -1,0 +1,239 @@
+"""The `raftstorage` command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from raftstorage.ops import status as status_module
+from raftstorage.ops.errors import CommandError
+from raftstorage.ops.local import ClusterError, LocalCluster
+from rich.console import Console
+
+app = typer.Typer(
+    help="RaftStorage: a replicated, fault-tolerant object database.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+drill_app = typer.Typer(help="Break a cluster on purpose, and see what its clients see.", no_args_is_help=True)
+app.add_typer(drill_app, name="drill")
+
+P = ParamSpec("P")
+_DEFAULT = status_module.DEFAULT_ADDRESSES
+
+
+def _errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Ends the process with one line on standard error and an exit code, for errors that a user can meet."""
+
+    @wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except CommandError as error:
+            _fail(str(error), error.exit_code)
+        except (ClusterError, OSError) as error:
+            _fail(str(error), 1)
+        except ValueError as error:
+            _fail(str(error), 2)
+        except Exception as error:
+            if not _is_storage_error(error):
+                raise
+            _fail(f"{type(error).__name__}: {error}", 1)
+
+    return guarded
+
+
+def _fail(message: str, exit_code: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(
+        f"raftstorage: {message}", style="red", markup=False, highlight=False
+    )
+    raise typer.Exit(exit_code)
+
+
+def _is_storage_error(error: Exception) -> bool:
+    """Whether it comes from the storage (no connection, refused) rather than from a mistake of ours."""
+    try:
+        from transaction.interfaces import TransientError
+        from ZODB.POSException import POSError
+    except ImportError:
+        return False
+    return isinstance(error, TransientError | POSError)
+
+
+@app.command()
+@_errors
+def up(
+    directory: Annotated[Path, typer.Option("--dir", help="Where the nodes keep their data; made if missing.")],
+    nodes: Annotated[int, typer.Option(min=1, max=99, help="How many nodes.")] = 3,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65000, help="First node's port, the others' follow. New cluster: 7441."),
+    ] = None,
+) -> None:
+    """Run a local cluster in the foreground, until Ctrl-C."""
+    console = Console()
+    if port is None and not (directory / "cluster.json").exists():
+        port = 7441
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    cluster = LocalCluster(nodes, directory, base_port=port)
+    try:
+
+        def on_ready(i: int) -> None:
+            console.print(
+                f"node {cluster.node_id(i)} is up at {cluster.address(i)}, process {cluster.pid(i)}, "
+                f"metrics http://{cluster.metrics_address(i)}/metrics, log {cluster.log_path(i)}",
+                soft_wrap=True,
+            )
+
+        cluster.start_all(on_ready)
+        cluster.wait_ready()
+        console.print(f'\n  ZODB.DB(ClientStorage("{cluster.addresses}"))\n', soft_wrap=True, highlight=False)
+        _follow(cluster, console, stop)
+        console.print("stopping")
+    finally:
+        cluster.close()
+
+
+def _follow(cluster: LocalCluster, console: Console, stop: threading.Event) -> None:
+    """Says who leads, each time that changes, and who died, until `stop`."""
+    shown: int | None = -1
+    alive = set(range(len(cluster)))
+    while not stop.is_set():
+        for i in sorted(alive):
+            if not cluster.is_running(i):
+                alive.discard(i)
+                console.print(f"node {cluster.node_id(i)} has ended; see {cluster.log_path(i)}", soft_wrap=True)
+        leader = cluster.leader()
+        if leader != shown:
+            shown = leader
+            console.print("no leader" if leader is None else f"node {cluster.node_id(leader)} leads")
+        stop.wait(0.5)
+
+
+@app.command()
+@_errors
+def status(
+    addresses: Annotated[str, typer.Option(help="The nodes, host:port,host:port,...")] = _DEFAULT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a node.")] = 2.0,
+) -> None:
+    """Show every node's state. Exit code 1 when there is no leader with a majority behind it."""
+    with status_module.StatusClient(status_module.split_addresses(addresses)) as client:
+        statuses = client.ask(timeout)
+    if as_json:
+        _print_json(status_module.as_json(statuses))
+    else:
+        status_module.show(statuses, Console())
+    if not status_module.has_quorum(statuses):
+        raise typer.Exit(1)
+
+
+@app.command("import")
+@_errors
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="A FileStorage file.")],
+    to: Annotated[str, typer.Option("--to", help="The nodes, host:port,host:port,...")] = _DEFAULT,
+    wait_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the cluster.")] = 30.0,
+) -> None:
+    """Copy a Data.fs into an empty cluster: every transaction, with its tid and metadata."""
+    from raftstorage.ops import transfer
+
+    status_module.split_addresses(to)
+    totals = transfer.import_file(file, to, Console(stderr=True), wait_timeout)
+    typer.echo(f"imported and compared: {totals.transactions} transactions, {totals.records} records")
+
+
+@app.command("export")
+@_errors
+def export(
+    file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="The file to make.")],
+    from_: Annotated[str, typer.Option("--from", help="The nodes, host:port,host:port,...")] = _DEFAULT,
+    wait_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the cluster.")] = 30.0,
+) -> None:
+    """Copy a cluster's database, as of now, into a new Data.fs."""
+    from raftstorage.ops import transfer
+
+    status_module.split_addresses(from_)
+    totals = transfer.export_file(file, from_, Console(stderr=True), wait_timeout)
+    typer.echo(f"exported and compared: {totals.transactions} transactions, {totals.records} records")
+
+
+@drill_app.command("kill-leader")
+@_errors
+def drill_kill_leader(
+    kills: Annotated[int, typer.Option(min=1, help="How many times.")] = 5,
+    writers: Annotated[int, typer.Option(min=1, help="Writer processes.")] = 4,
+    nodes: Annotated[int, typer.Option(min=3, help="Nodes of the cluster.")] = 3,
+    seconds_between: Annotated[float, typer.Option(min=0.0, help="From one kill to the next, at least.")] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Kill the leader under real writers. Exit code 1 when a commit was lost or doubled."""
+    from raftstorage.ops import drill
+
+    progress = Console(stderr=True, soft_wrap=True)
+    report = drill.kill_leader(
+        kills=kills, writers=writers, nodes=nodes, seconds_between=seconds_between, say=progress.print
+    )
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        drill.show(report, Console())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_errors
+def demo() -> None:
+    """Start a cluster, run a ZODB application on it, kill its leader: is everything still there?"""
+    from raftstorage.ops import demo as demo_module
+
+    demo_module.run(Console(soft_wrap=True))
+
+
+@app.command()
+@_errors
+def bench(
+    seconds: Annotated[float, typer.Option(min=0.2, help="Length of one measurement.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; both systems take turns in each.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table into this file.")] = None,
+) -> None:
+    """Measure commits and cold loads, side by side with ZEO on this machine."""
+    from raftstorage.ops import bench as bench_module
+
+    progress = Console(stderr=True, soft_wrap=True)
+    result = bench_module.run(seconds=seconds, rounds=rounds, say=progress.print)
+    if markdown is not None:
+        bench_module.write_markdown(result, markdown)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        bench_module.show(result, Console())
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    app()

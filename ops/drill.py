@@ -1,0 +1,293 @@
+"""`raftstorage drill kill-leader`: what a cluster does to its clients when its leader is killed, again and again.
+
+Real node processes, real writer processes, SIGKILL. Nothing is reported that was not compared with the database
+in the end: every transaction is read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from raftstorage.ops.child import PARENT_VARIABLE
+from raftstorage.ops.drill_report import Ack, Report, analyse, percentile
+from raftstorage.ops.drill_writer import MARK
+from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.local import LocalCluster
+from rich.console import Console
+from rich.table import Table
+
+_UID = re.compile(re.escape(MARK.encode()) + b"([0-9a-f]{32})")
+_COMMITS_BETWEEN = 20  # acknowledged under a new leader before it is killed in turn
+_PATIENCE = 60.0  # seconds without the progress that is waited for: the drill gives up
+
+
+class Writers:
+    """Writer processes and what they have said so far. A context manager; leaving it stops them."""
+
+    def __init__(self, count: int, addresses: str, wait_timeout: float, logs: Path) -> None:
+        self.acks: list[Ack] = []
+        self.errors: deque[str] = deque(maxlen=5)
+        self.retries = 0
+        self._ready = 0
+        self._stopping = False
+        self._news = threading.Condition()
+        self._logs = logs
+        self._processes: list[subprocess.Popen[str]] = []
+        self._threads: list[threading.Thread] = []
+        try:
+            for number in range(count):
+                self._start(number, addresses, wait_timeout)
+        except BaseException:
+            self.kill()
+            raise
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+    def _start(self, number: int, addresses: str, wait_timeout: float) -> None:
+        arguments = ["raftstorage.ops.drill_writer", addresses, str(number), str(wait_timeout)]
+        with self._log(number).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raftstorage.ops.child", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
+                text=True,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        thread = threading.Thread(target=self._read, args=(number, process.stdout), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _log(self, number: int) -> Path:
+        return self._logs / f"writer-{number}.log"
+
+    def _read(self, number: int, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                event = json.loads(line)
+                with self._news:
+                    if event["event"] == "ack":
+                        ack = Ack(number, event["uid"], event["tid"], event["begun"], event["acknowledged"])
+                        self.acks.append(ack)
+                    elif event["event"] == "retry":
+                        self.retries += 1
+                        self.errors.append(event["error"])
+                    else:
+                        self._ready += 1
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def wait_ready(self) -> None:
+        """Waits until every writer is about to commit."""
+        self._wait(lambda: self._ready == len(self._processes), "the writers to connect")
+
+    def wait_commits(self, since: float, count: int) -> None:
+        """Waits until `count` commits that were begun after `since` were acknowledged. CommandError if not."""
+
+        def enough() -> bool:
+            recent = 0
+            for ack in reversed(self.acks):
+                recent += ack.begun > since
+                if recent >= count or ack.acknowledged < since:
+                    break
+            return recent >= count
+
+        self._wait(enough, f"{count} commits after a kill")
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        with self._news:
+            while not condition():
+                self._check_alive()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    last = f"; last error: {self.errors[-1]}" if self.errors else ""
+                    raise CommandError(f"waited {_PATIENCE:.0f} s in vain for {what}{last}")
+                self._news.wait(min(left, 1.0))
+
+    def _check_alive(self) -> None:
+        for number, process in enumerate(self._processes):
+            if process.poll() is not None and not self._stopping:
+                lines = self._log(number).read_text(errors="replace").splitlines()
+                raise CommandError(f"writer {number} died ({process.returncode}): {(lines or ['no output'])[-1]}")
+
+    def stop(self) -> None:
+        """Lets every writer finish its commit; all of what they said has been read afterwards."""
+        self._check_alive()
+        self._stopping = True
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        for number, process in enumerate(self._processes):
+            try:
+                code = process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise CommandError(f"writer {number} did not end") from None
+            if code != 0:
+                raise CommandError(f"writer {number} ended with exit code {code}")
+        for thread in self._threads:
+            thread.join()
+
+    def kill(self) -> None:
+        """Ends whoever still runs."""
+        self._stopping = True
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+        for thread in self._threads:
+            thread.join()
+
+
+def kill_leader(
+    *,
+    kills: int,
+    writers: int,
+    nodes: int,
+    seconds_between: float,
+    say: Callable[[str], None],
+    directory: Path | None = None,
+    wait_timeout: float = 30.0,
+    **options: str | int | float,
+) -> Report:
+    """Runs the drill on a new local cluster and reports.
+
+    The leader is killed `kills` times, each time only after commits were acknowledged under it, and
+    `seconds_between` seconds after the kill before at the earliest; the killed node comes back when the next leader
+    stands and commits flow. `options` go to LocalCluster. CommandError when the cluster does not recover.
+    """
+    require_zodb("raftstorage drill")
+    if nodes < 3:
+        raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
+    with LocalCluster(nodes, directory, **options) as cluster:
+        say(f"{nodes} nodes at {cluster.addresses}, node {cluster.leader(timeout=30) + 1} leads")
+        _prepare(cluster.addresses, writers, wait_timeout)
+        with Writers(writers, cluster.addresses, wait_timeout, cluster.directory) as crowd:
+            crowd.wait_ready()
+            began = time.monotonic()
+            crowd.wait_commits(began, max(_COMMITS_BETWEEN, writers))
+            times = []
+            for number in range(kills):
+                times.append(_kill_once(cluster, crowd, number, seconds_between, say))
+            crowd.stop()
+            end = max(ack.acknowledged for ack in crowd.acks)
+        say(f"{len(crowd.acks):,} commits acknowledged; reading all back")
+        cluster.leader(timeout=_PATIENCE)
+        committed = read_marks(cluster.addresses, wait_timeout)
+    return analyse(
+        crowd.acks,
+        times,
+        committed,
+        end=end,
+        seconds=end - began,
+        writers=writers,
+        retries=crowd.retries,
+    )
+
+
+def _kill_once(
+    cluster: LocalCluster, crowd: Writers, number: int, seconds_between: float, say: Callable[[str], None]
+) -> float:
+    """One kill and the recovery from it; when (monotonic seconds) the leader was killed."""
+    victim = cluster.leader(timeout=_PATIENCE)
+    before = len(crowd.acks)
+    killed = time.monotonic()
+    cluster.kill(victim)
+    crowd.wait_commits(killed, _COMMITS_BETWEEN)
+    successor = cluster.leader(timeout=_PATIENCE)
+    flowing = next(
+        ack.acknowledged for ack in crowd.acks[before:] if ack.begun > killed or ack.acknowledged > killed
+    )
+    cluster.start(victim)
+    # Commits under a full cluster, before the next leader falls; a pause longer than that only if asked for.
+    crowd.wait_commits(time.monotonic(), _COMMITS_BETWEEN)
+    rest = killed + seconds_between - time.monotonic()
+    if rest > 0:
+        time.sleep(rest)
+    say(
+        f"kill {number + 1}: node {victim + 1} killed, node {successor + 1} leads; "
+        f"first commit acknowledged {flowing - killed:.2f} s after the kill"
+    )
+    return killed
+
+
+def _prepare(addresses: str, writers: int, wait_timeout: float) -> None:
+    """Makes the writers' places in the database, so that they never meet in one object."""
+    import ZODB
+    from raftstorage.client import ClientStorage
+    from raftstorage.ops.drill_objects import Slot
+
+    with contextlib.closing(ZODB.DB(ClientStorage(addresses, wait_timeout=wait_timeout))) as db:
+        with db.transaction() as connection:
+            for number in range(writers):
+                connection.root()[f"drill-{number}"] = Slot()
+
+
+def read_marks(addresses: str, wait_timeout: float) -> dict[str, list[str]]:
+    """Unique id -> tids (hexadecimal) of all transactions that store it, from the database itself."""
+    from raftstorage.client import ClientStorage
+
+    with contextlib.closing(
+        ClientStorage(addresses, read_only=True, wait_timeout=wait_timeout, consistency="linearizable")
+    ) as storage:
+        storage.sync()
+        found: dict[str, list[str]] = {}
+        for transaction in storage.iterator():
+            for uid in set(_uids(transaction)):
+                found.setdefault(uid, []).append(transaction.tid.hex())
+    return found
+
+
+def _uids(transaction: Any) -> Iterator[str]:
+    for record in transaction:
+        if record.data is not None:
+            for match in _UID.finditer(record.data):
+                yield match[1].decode()
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the report for a person."""
+    table = Table(title="drill kill-leader", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    client, service = [g.client for g in report.gaps], [g.service for g in report.gaps]
+
+    def count(number: int) -> str:
+        return f"[bold {'red' if number else 'green'}]{number}[/]"
+
+    table.add_row("leader killed (SIGKILL)", f"{report.kills} times")
+    table.add_row("writers", str(report.writers))
+    table.add_row("commits acknowledged", f"{report.acknowledged:,} in {report.seconds:.1f} s")
+    table.add_row("commits lost", count(len(report.lost)))
+    table.add_row("commits doubled", count(len(report.doubled)))
+    table.add_row("commits at another tid than acknowledged", count(len(report.misplaced)))
+    table.add_row("commits retried by writers", str(report.retries))
+    table.add_row("write gap of the slowest client, p50", f"{percentile(client, 50):.2f} s")
+    table.add_row("write gap of the slowest client, max", f"{max(client, default=0.0):.2f} s")
+    table.add_row("no commit by anyone, p50", f"{percentile(service, 50):.2f} s")
+    table.add_row("no commit by anyone, max", f"{max(service, default=0.0):.2f} s")
+    console.print(table)
+    for title, uids in (("lost", report.lost), ("doubled", report.doubled), ("at another tid", report.misplaced)):
+        for uid in uids[:10]:
+            console.print(f"[red]{title}: {uid}[/]")

@@ -1,0 +1,69 @@
+"""A drill's writer: commits one unique id after another and says on standard output what was acknowledged.
+
+`python -m raftstorage.ops.drill_writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack` (uid,
+tid, begun, acknowledged: seconds of the monotonic clock); `retry` (uid, error). It ends when its standard input
+is closed. A commit that failed with an error that transaction.attempts() would try again is tried again with the same
+unique id, as an application does; so an outcome that was reported as failure but happened shows as a double.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+import uuid
+from typing import Any
+
+MARK = "raftstorage-drill:"
+
+
+def say(**event: Any) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def main(addresses: str, number: int, wait_timeout: float) -> None:
+    import ZODB
+    from raftstorage.client import ClientStorage
+
+    stop = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    with contextlib.closing(ZODB.DB(ClientStorage(addresses, wait_timeout=wait_timeout))) as db:
+        _write(db, number, stop)
+
+
+def _write(db: Any, number: int, stop: threading.Event) -> None:
+    import transaction
+    from raftstorage.ops.drill_objects import Mark
+    from transaction.interfaces import TransientError
+
+    manager = transaction.TransactionManager(explicit=True)
+    manager.begin()
+    connection = db.open(manager)
+    slot = connection.root()[f"drill-{number}"]
+    slot.count  # noqa: B018 - load it: from here on only commits are timed
+    manager.abort()
+    say(event="ready")
+    while not stop.is_set():
+        uid = uuid.uuid4().hex
+        begun = time.monotonic()
+        while True:
+            try:
+                manager.begin()
+                slot.latest = Mark(MARK + uid, slot.latest)
+                slot.count += 1
+                manager.commit()
+                break
+            except TransientError as error:
+                manager.abort()
+                say(event="retry", uid=uid, error=f"{type(error).__name__}: {error}"[:300])
+                if stop.is_set():
+                    return
+        say(event="ack", uid=uid, tid=slot._p_serial.hex(), begun=begun, acknowledged=time.monotonic())
+        slot.latest._p_deactivate()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
