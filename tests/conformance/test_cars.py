@@ -48,9 +48,11 @@ def car(db: ZODB.DB, garage: Any) -> Any:
 
 def elsewhere(cluster: LocalCluster, command: str) -> Any:
     """Runs a garage command in another process; its answer."""
-    addresses = cluster.addresses if isinstance(cluster.addresses, str) else ",".join(cluster.addresses)
     done = subprocess.run(
-        [sys.executable, str(HERE / "garage.py"), addresses, command], capture_output=True, text=True, timeout=120
+        [sys.executable, str(HERE / "garage.py"), cluster.addresses, command],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

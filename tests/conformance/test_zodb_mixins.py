@@ -83,9 +83,7 @@ class ClusterCase(StorageTestBase.StorageTestBase):
 @run_old_prefix
 class TestBasic(ClusterCase, BasicStorage.BasicStorage):
     def test_race_external_invalidate_vs_disconnect(self) -> None:
-        self.skipTest(
-            "level 2 in ZODB (long_test), which its runner leaves out by default; here: TestLong, -m soak"
-        )
+        self.skipTest("level 2 in ZODB (long_test), left out by its runner too; here: TestLong, by -m soak")
 
 
 @run_old_prefix
