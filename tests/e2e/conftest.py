@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from raftstorage.client import ClientStorage
 from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
 from raftstorage.proto import storage_pb2 as pb
 from ZODB.Connection import TransactionMetaData
@@ -160,6 +159,8 @@ class Writers:
         self._threads = [threading.Thread(target=self._run, args=(f"writer {n}",)) for n in range(count)]
 
     def _run(self, name: str) -> None:
+        from raftstorage.client import ClientStorage
+
         try:
             storage = ClientStorage(self._addresses, wait_timeout=2 * FAILOVER_SECONDS)
             try:
