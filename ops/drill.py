@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from raftstorage.ops.child import PARENT_VARIABLE
-from raftstorage.ops.drill_report import Ack, Report, analyse, percentile
+from raftstorage.ops.drill_report import Ack, Report, analyse, longest_gap, percentile
 from raftstorage.ops.drill_writer import MARK
 from raftstorage.ops.errors import CommandError, require_zodb
 from raftstorage.ops.local import LocalCluster
@@ -169,27 +169,25 @@ def kill_leader(
     say: Callable[[str], None],
     directory: Path | None = None,
     wait_timeout: float = 30.0,
-    **options: str | int | float,
+    options: Mapping[str, str | int | float] | None = None,
 ) -> Report:
     """Runs the drill on a new local cluster and reports.
 
     The leader is killed `kills` times, each time only after commits were acknowledged under it, and
-    `seconds_between` seconds after the kill before at the earliest; the killed node comes back when the next leader
-    stands and commits flow. `options` go to LocalCluster. CommandError when the cluster does not recover.
+    `seconds_between` seconds after the kill before at the earliest. The killed node comes back when the next
+    leader stands and commits flow. `options` go to the nodes. CommandError when the cluster does not recover.
     """
     require_zodb("raftstorage drill")
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
-    with LocalCluster(nodes, directory, **options) as cluster:
+    with LocalCluster(nodes, directory, options=options) as cluster:
         say(f"{nodes} nodes at {cluster.addresses}, node {cluster.leader(timeout=30) + 1} leads")
         _prepare(cluster.addresses, writers, wait_timeout)
         with Writers(writers, cluster.addresses, wait_timeout, cluster.directory) as crowd:
             crowd.wait_ready()
             began = time.monotonic()
             crowd.wait_commits(began, max(_COMMITS_BETWEEN, writers))
-            times = []
-            for number in range(kills):
-                times.append(_kill_once(cluster, crowd, number, seconds_between, say))
+            times = [_kill_once(cluster, crowd, number, seconds_between, say) for number in range(kills)]
             crowd.stop()
             end = max(ack.acknowledged for ack in crowd.acks)
         say(f"{len(crowd.acks):,} commits acknowledged; reading all back")
@@ -211,24 +209,20 @@ def _kill_once(
 ) -> float:
     """One kill and the recovery from it; when (monotonic seconds) the leader was killed."""
     victim = cluster.leader(timeout=_PATIENCE)
-    before = len(crowd.acks)
+    before = max(0, len(crowd.acks) - 1)
     killed = time.monotonic()
     cluster.kill(victim)
     crowd.wait_commits(killed, _COMMITS_BETWEEN)
     successor = cluster.leader(timeout=_PATIENCE)
-    flowing = next(
-        ack.acknowledged for ack in crowd.acks[before:] if ack.begun > killed or ack.acknowledged > killed
-    )
+    times = sorted(ack.acknowledged for ack in crowd.acks[before:])
+    gap = longest_gap(times, killed, times[-1])
     cluster.start(victim)
     # Commits under a full cluster, before the next leader falls; a pause longer than that only if asked for.
     crowd.wait_commits(time.monotonic(), _COMMITS_BETWEEN)
     rest = killed + seconds_between - time.monotonic()
     if rest > 0:
         time.sleep(rest)
-    say(
-        f"kill {number + 1}: node {victim + 1} killed, node {successor + 1} leads; "
-        f"first commit acknowledged {flowing - killed:.2f} s after the kill"
-    )
+    say(f"kill {number + 1}: node {victim + 1} killed, node {successor + 1} leads; no commit for {gap:.2f} s")
     return killed
 
 
@@ -238,10 +232,10 @@ def _prepare(addresses: str, writers: int, wait_timeout: float) -> None:
     from raftstorage.client import ClientStorage
     from raftstorage.ops.drill_objects import Slot
 
-    with contextlib.closing(ZODB.DB(ClientStorage(addresses, wait_timeout=wait_timeout))) as db:
-        with db.transaction() as connection:
-            for number in range(writers):
-                connection.root()[f"drill-{number}"] = Slot()
+    storage = ClientStorage(addresses, wait_timeout=wait_timeout)
+    with contextlib.closing(ZODB.DB(storage)) as db, db.transaction() as connection:
+        for number in range(writers):
+            connection.root()[f"drill-{number}"] = Slot()
 
 
 def read_marks(addresses: str, wait_timeout: float) -> dict[str, list[str]]:

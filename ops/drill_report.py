@@ -120,7 +120,7 @@ def analyse(
     writers: int,
     retries: int = 0,
 ) -> Report:
-    """Compares what was acknowledged with `committed`: the tids (hexadecimal) of each unique id in the database."""
+    """Compares what was acknowledged with `committed`: unique id -> tids (hexadecimal) in the database."""
     return Report(
         kills=len(kills),
         writers=writers,

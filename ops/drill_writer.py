@@ -1,9 +1,9 @@
 """A drill's writer: commits one unique id after another and says on standard output what was acknowledged.
 
-`python -m raftstorage.ops.drill_writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack` (uid,
-tid, begun, acknowledged: seconds of the monotonic clock); `retry` (uid, error). It ends when its standard input
-is closed. A commit that failed with an error that transaction.attempts() would try again is tried again with the same
-unique id, as an application does; so an outcome that was reported as failure but happened shows as a double.
+`python -m raftstorage.ops.drill_writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack`
+(uid, tid, begun, acknowledged: seconds of the monotonic clock); `retry` (uid, error). It ends when its standard
+input is closed. A commit that failed with an error that transaction.attempts() would try again is tried again
+with the same unique id, as an application does: an outcome reported as failure that happened shows as a double.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def main(addresses: str, number: int, wait_timeout: float) -> None:
     from raftstorage.client import ClientStorage
 
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
     with contextlib.closing(ZODB.DB(ClientStorage(addresses, wait_timeout=wait_timeout))) as db:
         _write(db, number, stop)
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,8 +79,8 @@ class LocalCluster:
 
     A node is named by its index, 0 to nodes - 1; its node id is the index plus 1. With `directory`, a cluster that
     was there before is started again on its old ports; without it, a temporary one is used and removed at the end.
-    `options` go to every node: `lease_ms=500` becomes `--lease-ms 500`. `base_port` gives consecutive ports to a
-    new cluster instead of free ones. The processes end with this one, however it ends.
+    `base_port` gives a new cluster consecutive ports instead of free ones. `options` and further keywords go to
+    every node: `lease_ms=500` becomes `--lease-ms 500`. The processes end with this one, however it ends.
 
     Leaving the context stops all nodes; entering it starts all and waits for a leader. ClusterError says why a
     node did not start, with the last lines of its log.
@@ -93,13 +93,14 @@ class LocalCluster:
         *,
         base_port: int | None = None,
         start_timeout: float = 30.0,
-        **options: str | int | float,
+        options: Mapping[str, str | int | float] | None = None,
+        **more_options: str | int | float,
     ) -> None:
         if nodes < 1:
             raise ValueError("a cluster has at least one node")
         self._temporary = directory is None
         self.directory = Path(tempfile.mkdtemp(prefix="raftstorage-") if directory is None else directory)
-        self._options = options
+        self._options = {**(options or {}), **more_options}
         self._start_timeout = start_timeout
         self._cluster_id, self._members = self._load_or_create(nodes, base_port)
         self._processes: dict[int, _Process] = {}

@@ -162,32 +162,33 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
 
 def show(statuses: Sequence[NodeStatus], console: Console) -> None:
     """Prints the table of `raftstorage status`."""
-    table = Table(title="RaftStorage cluster")
-    for heading in ("node", "address", "role", "up"):
-        table.add_column(heading)
-    for heading in ("term", "applied", "behind", "objects", "database", "log", "clients"):
-        table.add_column(heading, justify="right")
+    table = Table(title="RaftStorage cluster", box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for heading in ("node", "address", "role"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("term", "applied", "behind", "objects", "disk", "clients"):
+        table.add_column(heading, justify="right", no_wrap=True)
     newest = max((s.reply.commit_index for s in statuses if s.reply is not None), default=0)
     for status in statuses:
         reply = status.reply
         if reply is None:
-            table.add_row("?", status.address, "[red]unreachable[/]", status.error.split(":")[0])
+            table.add_row("?", status.address, "[red]no answer[/]")
             continue
         role = f"[bold green]{reply.role}[/]" if reply.role == "leader" else reply.role
         table.add_row(
             str(reply.node_id),
             status.address,
             role,
-            duration(reply.uptime_seconds),
             str(reply.term),
             str(reply.applied_index),
             str(max(0, newest - reply.applied_index)),
             f"{reply.objects:,}",
-            size(reply.database_bytes),
-            size(reply.log_bytes),
+            size(reply.database_bytes + reply.log_bytes),
             str(reply.sessions),
         )
     console.print(table)
+    for status in statuses:
+        if status.reply is None:
+            console.print(f"{status.address}: {status.error}", style="red", markup=False, soft_wrap=True)
     leader = leader_of(statuses)
     if leader is None or leader.reply is None:
         console.print("[bold red]no leader[/]: nothing can be committed")
@@ -205,12 +206,3 @@ def size(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} d"

@@ -181,6 +181,7 @@ def _check_file(path: Path, progress: Progress, title: str = "checking") -> Tota
     """Reads a whole Data.fs. CommandError when it is damaged, unfinished, out of order or has blobs."""
     from ZODB.blob import is_blob_record
     from ZODB.FileStorage.FileStorage import FileStorageFormatError
+    from ZODB.FileStorage.format import CorruptedError
     from ZODB.POSException import POSError
 
     size = path.stat().st_size
@@ -194,11 +195,11 @@ def _check_file(path: Path, progress: Progress, title: str = "checking") -> Tota
                 if record.data is not None and is_blob_record(record.data):
                     raise CommandError(f"{path}: object {record.oid.hex()} is a blob, which is not supported yet")
             progress.advance(task, totals.add(transaction))
-    except (FileStorageFormatError, POSError) as error:
+    except (CorruptedError, FileStorageFormatError, POSError, ValueError) as error:
         raise CommandError(f"{path} is not a sound Data.fs: {type(error).__name__}: {error}") from error
     if totals.file_bytes != size:
         raise CommandError(
-            f"{path} is damaged or unfinished: its transactions make {totals.file_bytes} bytes, the file has {size}"
+            f"{path} is damaged or unfinished: it has {size} bytes, its transactions make {totals.file_bytes}"
         )
     progress.update(task, completed=size)
     return totals

@@ -1,0 +1,238 @@
+"""A real database goes in, is read whole while a follower dies, and comes out as it was.
+
+The data is on every Debian or Ubuntu machine after `apt-get update`: the package index, one persistent object a
+package, in BTrees, with a reference for each dependency.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import transaction
+import ZODB
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from persistent.mapping import PersistentMapping
+from ZODB.FileStorage import FileIterator, FileStorage
+
+if TYPE_CHECKING:
+    from raftstorage.ops.local import LocalCluster
+
+MIN_OBJECTS = 50_000
+PACKAGES_IN_TRANSACTION = 200
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
+
+
+class Package(Persistent):
+    """A package of the index; `depends` are other packages, as far as they came before it."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self.name = fields["Package"]
+        self.fields = fields
+        self.depends: list[Package] = []
+
+
+def read_index() -> Iterator[dict[str, str]]:
+    """The stanzas of the package index, each as a dictionary."""
+    fields: dict[str, str] = {}
+    key = ""
+    with subprocess.Popen(
+        ["apt-cache", "dumpavail"], stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.strip():
+                if "Package" in fields:
+                    yield fields
+                fields = {}
+            elif line[0] in " \t":
+                fields[key] += "\n" + line.strip()
+            else:
+                key, _, value = line.partition(":")
+                fields[key] = value.strip()
+        if "Package" in fields:
+            yield fields
+    assert process.returncode == 0
+
+
+def dependencies(fields: dict[str, str]) -> list[str]:
+    """The names in Depends, each once."""
+    names = (_NAME.match(part.strip()) for part in re.split(r"[,|]", fields.get("Depends", "")))
+    return list(dict.fromkeys(match[0] for match in names if match))
+
+
+def build(path: Path) -> int:
+    """Makes the Data.fs at `path` out of the package index; how many packages are in it."""
+    db = ZODB.DB(FileStorage(str(path)))
+    manager = transaction.TransactionManager()
+    connection = db.open(manager)
+    root = connection.root()
+    root["packages"], root["sections"] = packages, sections = OOBTree(), OOBTree()
+    manager.commit()
+    stanzas = read_index()
+    while chunk := list(islice(stanzas, PACKAGES_IN_TRANSACTION)):
+        for fields in chunk:
+            if fields["Package"] in packages:
+                continue
+            packages[fields["Package"]] = package = Package(fields)
+            package.depends = [packages[name] for name in dependencies(fields) if name in packages]
+            section = fields.get("Section", "none")
+            if section not in sections:
+                sections[section] = OOBTree()
+            sections[section][package.name] = package
+        current = manager.get()
+        current.user = "archive"
+        current.note(f"packages {chunk[0]['Package']} to {chunk[-1]['Package']}: größer")
+        current.setExtendedInfo("chunk", len(chunk))
+        manager.commit()
+        connection.cacheGC()
+    # Later revisions, an undo (a record that repeats another one's data) and a transaction without any record.
+    for package in islice(sections["python"].values(), 500):
+        package.depends = [packages[name] for name in dependencies(package.fields) if name in packages]
+    manager.commit()
+    root["note"] = PersistentMapping(text="to be undone")
+    manager.commit()
+    db.undo(db.undoInfo(0, 1)[0]["id"], manager.get())
+    manager.commit()
+    count = len(packages)
+    connection.close()
+    db.close()
+    return count
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """The Data.fs of the package index, and how many packages it holds."""
+    if shutil.which("apt-cache") is None:
+        pytest.skip("no Debian package index: this system has no apt-cache")
+    path = tmp_path_factory.mktemp("index") / "Data.fs"
+    count = build(path)
+    if count < MIN_OBJECTS:
+        pytest.skip(f"the package index has {count} packages: run `apt-get update`")
+    yield path, count
+    shutil.rmtree(path.parent)
+
+
+def raftstorage(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "raftstorage.ops.cli", *arguments], capture_output=True, text=True, timeout=timeout
+    )
+    print(" ".join(arguments), "->", done.returncode, done.stdout, done.stderr[-2000:])
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def transactions(path: Path) -> Iterator[tuple[Any, ...]]:
+    """Every transaction of a Data.fs, with all that it holds."""
+    for t in FileIterator(str(path)):
+        records = [(r.oid, r.tid, r.data) for r in t]
+        yield t.tid, t.status, t.user, t.description, t.extension, t.extension_bytes, records
+
+
+def describe(package: Package) -> tuple[Any, ...]:
+    return package.name, package.fields, [other.name for other in package.depends]
+
+
+def packages_of(db: Any, on_package: Callable[[int], None] = lambda n: None) -> Iterator[tuple[Any, ...]]:
+    """All packages with their dependencies' names, in order."""
+    with db.transaction() as connection:
+        for number, package in enumerate(connection.root()["packages"].values()):
+            yield describe(package)
+            on_package(number)
+            if number % 5000 == 4999:
+                connection.cacheMinimize()
+
+
+@pytest.mark.timeout(900)
+def test_the_package_index_goes_in_is_read_whole_and_comes_out_equal(
+    index: tuple[Path, int], cluster: LocalCluster, disk_directory: Path
+) -> None:
+    from raftstorage.client import ClientStorage
+
+    path, count = index
+    done = raftstorage("import", str(path), "--to", cluster.addresses)
+    assert done.returncode == 0
+    assert "imported and compared" in done.stdout
+
+    follower = (cluster.leader(timeout=30) + 1) % 3
+
+    def kill_half_way(number: int) -> None:
+        if number == count // 2:
+            cluster.kill(follower)
+
+    original = ZODB.DB(FileStorage(str(path), read_only=True))
+    db = ZODB.DB(ClientStorage(cluster.addresses))
+    try:
+        seen = 0
+        for ours, theirs in zip(packages_of(db, kill_half_way), packages_of(original), strict=True):
+            assert ours == theirs
+            seen += 1
+    finally:
+        db.close()
+        original.close()
+    assert seen == count >= MIN_OBJECTS
+    assert not cluster.is_running(follower), "the follower was to die half-way"
+
+    out = disk_directory / "out.fs"
+    done = raftstorage("export", str(out), "--from", cluster.addresses)
+    assert done.returncode == 0
+    assert sorted(p.name for p in disk_directory.iterdir()) == ["cluster", "out.fs"]
+    for ours, theirs in zip(transactions(out), transactions(path), strict=True):
+        assert ours == theirs
+
+    # What came out opens as a database.
+    exported = ZODB.DB(FileStorage(str(out)))
+    with exported.transaction() as connection:
+        assert len(connection.root()["packages"]) == count
+        assert "note" not in connection.root()
+    exported.close()
+
+
+def small_file(path: Path) -> Path:
+    db = ZODB.DB(FileStorage(str(path)))
+    with db.transaction() as connection:
+        connection.root()["x"] = PersistentMapping(a=1)
+    db.close()
+    return path
+
+
+def test_import_and_export_refuse_what_would_destroy_something(
+    cluster: LocalCluster, disk_directory: Path
+) -> None:
+    path = small_file(disk_directory / "small.fs")
+    empty = raftstorage("export", str(disk_directory / "empty.fs"), "--from", cluster.addresses)
+    assert empty.returncode == 1
+    assert "is empty" in empty.stderr
+
+    assert raftstorage("import", str(path), "--to", cluster.addresses).returncode == 0
+    again = raftstorage("import", str(path), "--to", cluster.addresses)
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
+
+    before = path.read_bytes()
+    over = raftstorage("export", str(path), "--from", cluster.addresses)
+    assert over.returncode == 2
+    assert "exists already" in over.stderr
+    assert path.read_bytes() == before
+
+    out = disk_directory / "out.fs"
+    assert raftstorage("export", str(out), "--from", cluster.addresses).returncode == 0
+    assert list(transactions(out)) == list(transactions(path))
+
+
+def test_nobody_there_is_one_line(disk_directory: Path) -> None:
+    path = small_file(disk_directory / "small.fs")
+    done = raftstorage("import", str(path), "--to", "127.0.0.1:1", "--wait-timeout", "1")
+    assert done.returncode == 1
+    assert done.stderr.count("raftstorage: ") == 1
+    status = raftstorage("status", "--addresses", "127.0.0.1:1", "--timeout", "1")
+    assert status.returncode == 1
+    assert "no leader" in status.stdout

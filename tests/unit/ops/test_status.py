@@ -1,0 +1,92 @@
+"""What `raftstorage status` concludes from the nodes' answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from raftstorage.ops.status import NodeStatus, as_json, has_quorum, leader_of, show, split_addresses
+from raftstorage.proto import admin_pb2 as pb
+from rich.console import Console
+
+ADDRESSES = {1: "127.0.0.1:7441", 2: "127.0.0.1:7442", 3: "127.0.0.1:7443"}
+
+
+def node(
+    node_id: int, role: str, leader: int, term: int = 5, cluster: str = "c", connected: bool = True
+) -> NodeStatus:
+    peers = [
+        pb.PeerStatus(node_id=n, address=a, connected=connected) for n, a in ADDRESSES.items() if n != node_id
+    ]
+    reply = pb.StatusReply(
+        cluster_id=cluster,
+        node_id=node_id,
+        role=role,
+        term=term,
+        leader_id=leader,
+        peers=peers,
+        last_tid=b"\1" * 8,
+    )
+    return NodeStatus(ADDRESSES[node_id], reply)
+
+
+def dead(node_id: int) -> NodeStatus:
+    return NodeStatus(ADDRESSES[node_id], None, "UNAVAILABLE: connection refused")
+
+
+def test_a_healthy_cluster_has_a_quorum() -> None:
+    statuses = [node(1, "follower", 2), node(2, "leader", 2), node(3, "follower", 2)]
+    assert has_quorum(statuses)
+    assert leader_of(statuses) == statuses[1]
+
+
+def test_two_of_three_are_a_quorum_and_one_is_not() -> None:
+    assert has_quorum([node(1, "leader", 1), node(2, "follower", 1), dead(3)])
+    assert not has_quorum([node(1, "leader", 1), dead(2), dead(3)])
+
+
+def test_a_leader_that_nobody_follows_is_none() -> None:
+    deposed = node(1, "leader", 1, term=4)
+    assert not has_quorum([deposed, node(2, "follower", 3), dead(3)])
+    statuses = [deposed, node(2, "follower", 3), node(3, "leader", 3)]
+    assert leader_of(statuses) == statuses[2]
+    assert has_quorum(statuses)
+
+
+def test_followers_of_another_cluster_do_not_count() -> None:
+    assert not has_quorum([node(1, "leader", 1), node(2, "follower", 1, cluster="other"), dead(3)])
+
+
+def test_a_leader_alone_is_asked_and_sees_the_others() -> None:
+    assert has_quorum([node(1, "leader", 1)])
+    assert not has_quorum([node(1, "leader", 1, connected=False)])
+
+
+def test_no_leader_is_no_quorum() -> None:
+    assert not has_quorum([node(1, "candidate", 0), node(2, "follower", 0), dead(3)])
+    assert not has_quorum([])
+
+
+def test_json_and_table_tell_the_same() -> None:
+    statuses = [node(1, "leader", 1), node(2, "follower", 1), dead(3)]
+    value = json.loads(json.dumps(as_json(statuses)))
+    assert value["leader"] == ADDRESSES[1]
+    assert value["quorum"] is True
+    assert [n["reachable"] for n in value["nodes"]] == [True, True, False]
+    assert value["nodes"][0]["last_tid"] == "01" * 8
+    console = Console(record=True, width=80, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    show(statuses, console)
+    text = console.export_text()
+    assert "node 1 at 127.0.0.1:7441" in text
+    assert "UNAVAILABLE" in text
+    assert "…" not in text, "a table that does not fit a terminal"
+
+
+@pytest.mark.parametrize("bad", ["", " , ", "host", "host:", ":7441", "host:0", "host:65536", "a:1,b"])
+def test_bad_addresses_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        split_addresses(bad)
+
+
+def test_addresses() -> None:
+    assert split_addresses("a:1, b:2,[::1]:3,") == ["a:1", "b:2", "[::1]:3"]
