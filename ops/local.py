@@ -251,7 +251,7 @@ class LocalCluster:
 
     def status(self, i: int, timeout: float = 2.0) -> pb.StatusReply:
         """Node i's Admin.Status. ClusterError when it does not answer."""
-        status = self._client.ask(timeout, [self.address(i)])[0]
+        status = self._client.ask(timeout, [self.address(i)], wait=self.is_running(i))[0]
         if status.reply is None:
             raise ClusterError(f"node {self.node_id(i)} does not answer: {status.error}")
         return status.reply
@@ -351,10 +351,9 @@ class LocalCluster:
         return self._processes[i]
 
     def _signal(self, i: int, number: signal.Signals) -> None:
-        process = self._process(i)
-        process.popen.send_signal(number)
-        if i in self._paused:  # a stopped process takes the signal only when it goes on
+        if i in self._paused:  # a stopped process takes no signal but SIGKILL
             self.resume(i)
+        self._process(i).popen.send_signal(number)
 
     def _reap(self, i: int, timeout: float) -> int:
         process = self._process(i)

@@ -85,11 +85,16 @@ class StatusClient:
         for channel in self._channels.values():
             channel.close()
 
-    def ask(self, timeout: float = 2.0, addresses: Sequence[str] | None = None) -> list[NodeStatus]:
-        """Every node's status (or that of `addresses`), in order, after at most `timeout` seconds; never raises
-        for a node."""
+    def ask(
+        self, timeout: float = 2.0, addresses: Sequence[str] | None = None, *, wait: bool = False
+    ) -> list[NodeStatus]:
+        """Every node's status (or that of `addresses`), in order, after at most `timeout` seconds.
+
+        With `wait` a node that refuses the connection is tried until then. Never raises for a node.
+        """
         wanted = list(self._stubs) if addresses is None else list(addresses)
-        calls = [(a, self._stubs[a].Status.future(pb.StatusRequest(), timeout=timeout)) for a in wanted]
+        request = pb.StatusRequest()
+        calls = [(a, self._stubs[a].Status.future(request, timeout=timeout, wait_for_ready=wait)) for a in wanted]
         result = []
         for address, call in calls:
             try:
