@@ -186,10 +186,11 @@ class LocalCluster:
 
     def stop_all(self, timeout: float = 15.0) -> None:
         """SIGTERM to every node, then waits; whoever is still there after `timeout` seconds is killed."""
+        deadline = time.monotonic() + timeout
         for i in list(self._processes):
             self._signal(i, signal.SIGTERM)
         for i in list(self._processes):
-            self._reap(i, timeout)
+            self._reap(i, max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Stops all nodes, and removes a temporary directory."""

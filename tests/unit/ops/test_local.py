@@ -27,7 +27,6 @@ from raftstorage.ops.child import die_with_parent
 from raftstorage.proto import admin_pb2 as pb, admin_pb2_grpc
 
 die_with_parent()
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 words = sys.argv[1:]
 def option(name):
     return words[words.index(name) + 1]
@@ -36,6 +35,7 @@ if "--fail-with" in words:
     sys.exit(int(option("--fail-with")))
 if "--never-ready" in words:
     signal.pause()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 me = int(option("--id"))
 members = dict(w.split("=") for i, w in enumerate(words) if words[i - 1] == "--member")
 
