@@ -1,4 +1,4 @@
-"""What raftos 0.2.6 does with a vote, a duplicate, a late heartbeat and four nodes. See 0001-own-consensus-core.md.
+"""What raftos 0.2.6 does with a vote, a duplicate, a late heartbeat and four nodes: 0001-own-consensus-core.md.
 
 Needs `pip install --no-deps raftos==0.2.6` and `pip install msgpack`, in an environment of its own. No sockets:
 the messages that UDP may deliver are delivered by hand.
