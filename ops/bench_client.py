@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import transaction
 from raftstorage.ops.bench_objects import Thing
 from raftstorage.ops.errors import CommandError
 
@@ -126,18 +127,18 @@ def _client(
     try:
         with open_database(target) as db:
             work = _load if job.objects == 0 else _commit
-            results.put((*work(db, job, number, barrier), ""))
+            manager = transaction.TransactionManager(explicit=True)
+            manager.begin()
+            with contextlib.closing(db.open(manager)) as connection:
+                done = work(connection, job, number, barrier)
+        results.put((*done, ""))
     except Exception as error:
         barrier.abort()
         results.put((0, 0.0, 0.0, traceback.format_exception_only(error)[-1].strip()))
 
 
-def _commit(db: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:
-    import transaction
-
-    manager = transaction.TransactionManager(explicit=True)
-    manager.begin()
-    connection = db.open(manager)
+def _commit(connection: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:
+    manager = connection.transaction_manager
     things = connection.root()[f"client-{number}"][: job.objects]
     for thing in things:
         thing._p_activate()
@@ -156,13 +157,8 @@ def _commit(db: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, floa
     return count, begun, now
 
 
-def _load(db: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:
+def _load(connection: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:
     """Loads each object once, every client in an order of its own, with nothing cached anywhere in the client."""
-    import transaction
-
-    manager = transaction.TransactionManager(explicit=True)
-    manager.begin()
-    connection = db.open(manager)
     oids = connection.root()["oids"]
     shift = number * len(oids) // job.clients
     objects = [connection.get(oid) for oid in oids[:1]]  # imports the class
@@ -179,5 +175,5 @@ def _load(db: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float,
         now = time.monotonic()
         if now >= begun + job.seconds:
             break
-    manager.abort()
+    connection.transaction_manager.abort()
     return count, begun, now

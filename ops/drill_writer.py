@@ -41,12 +41,18 @@ def main(addresses: str, number: int, wait_timeout: float) -> None:
 
 def _write(db: Any, number: int, stop: threading.Event) -> None:
     import transaction
-    from raftstorage.ops.drill_objects import Mark
-    from transaction.interfaces import TransientError
 
     manager = transaction.TransactionManager(explicit=True)
     manager.begin()
-    connection = db.open(manager)
+    with contextlib.closing(db.open(manager)) as connection:
+        _commit_marks(connection, number, stop)
+
+
+def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
+    from raftstorage.ops.drill_objects import Mark
+    from transaction.interfaces import TransientError
+
+    manager = connection.transaction_manager
     slot = connection.root()[f"drill-{number}"]
     slot.count  # noqa: B018 - load it: from here on only commits are timed
     manager.abort()
