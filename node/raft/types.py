@@ -176,3 +176,7 @@ class RandomSource(Protocol):
 
 class NotLeader(Exception):
     """`propose` was called on a core that does not lead (or is handing leadership over)."""
+
+
+class RaftInvariantError(Exception):
+    """Something that Raft rules out has happened (committed entries to be cut): the node must stop."""
