@@ -1,0 +1,88 @@
+"""Ordered key-value stores that an engine's state lives in: what `state.py` needs of one, and one in memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+#: (family, key, value); value None deletes.
+Change = tuple[str, bytes, bytes | None]
+
+#: Families: records (oid + tid), transactions (tid), ids (transaction id), id_order (log index), meta.
+FAMILIES = ("records", "transactions", "ids", "id_order", "meta")
+
+
+class KeyValueStore(Protocol):
+    """Keys are ordered as bytes within a family. Used from one thread."""
+
+    def get(self, family: str, key: bytes) -> bytes | None: ...
+
+    def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
+        """The pair with the greatest key <= `key`, or None, and the key that follows it (or follows `key`)."""
+
+    def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with key >= start in order, as of the call's first item."""
+
+    def scan_back(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with key <= start, downwards."""
+
+    def write(self, changes: Sequence[Change]) -> None:
+        """All or, after a crash, none of them."""
+
+    def bytes_used(self) -> int:
+        """On disk and in memory tables, approximate."""
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryStore:
+    """In memory; for tests and the simulator."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[bytes, bytes]] = {family: {} for family in FAMILIES}
+        self._keys: dict[str, list[bytes]] = {family: [] for family in FAMILIES}
+
+    def get(self, family: str, key: bytes) -> bytes | None:
+        return self._values[family].get(key)
+
+    def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
+        keys = self._keys[family]
+        position = bisect_right(keys, key)
+        following = keys[position] if position < len(keys) else None
+        if position == 0:
+            return None, following
+        found = keys[position - 1]
+        return (found, self._values[family][found]), following
+
+    def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        keys, values = self._keys[family], self._values[family]
+        for key in keys[bisect_left(keys, start) :]:
+            yield key, values[key]
+
+    def scan_back(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        keys, values = self._keys[family], self._values[family]
+        for key in reversed(keys[: bisect_right(keys, start)]):
+            yield key, values[key]
+
+    def write(self, changes: Sequence[Change]) -> None:
+        for family, key, value in changes:
+            keys, values = self._keys[family], self._values[family]
+            if value is None:
+                if values.pop(key, None) is not None:
+                    del keys[bisect_left(keys, key)]
+            else:
+                if key not in values:
+                    insort(keys, key)
+                values[key] = value
+
+    def bytes_used(self) -> int:
+        return sum(len(key) + len(value) for each in self._values.values() for key, value in each.items())
+
+    def flush(self) -> None:
+        """Nothing outlives the process."""
+
+    def close(self) -> None:
+        """Nothing to release."""

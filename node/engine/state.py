@@ -1,0 +1,290 @@
+"""The MVCC state machine over an ordered key-value store; both engines are this class.
+
+Layout, every value ending in the CRC32C of all before it:
+
+    records       oid + tid            -> flags (1: no data), data's tid, data
+    transactions  tid                  -> CommittedTransaction without the records' data
+    ids           transaction id       -> tid, log index
+    id_order      log index            -> transaction id
+    meta          "state"              -> format, applied index, last tid, next oid, objects
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+from collections.abc import Iterator
+
+import google_crc32c
+from google.protobuf.message import DecodeError
+from raftstorage.node.engine.api import Z64, Applied, Conflict, EngineError, Revision
+from raftstorage.node.engine.kv import FAMILIES, Change, KeyValueStore
+from raftstorage.proto import storage_pb2 as pb
+
+#: A transaction id is remembered for this many log entries: far longer than a client keeps asking.
+RETENTION = 1 << 20
+#: Largest block of oids in one command.
+MAX_ALLOCATION = 1 << 20
+FORMAT = 1
+
+_STATE = struct.Struct(">IQ8sQQ")
+_STATE_KEY = b"state"
+_RECORD_HEAD = struct.Struct(">B8s")
+_NO_DATA = 1
+_MAX = b"\xff" * 8
+
+
+def _seal(value: bytes) -> bytes:
+    return value + int(google_crc32c.value(value)).to_bytes(4, "big")
+
+
+def _open(family: str, key: bytes, sealed: bytes) -> bytes:
+    value = sealed[:-4]
+    if len(sealed) < 4 or int(google_crc32c.value(value)) != int.from_bytes(sealed[-4:], "big"):
+        raise EngineError(f"checksum of {family} {key.hex()} does not fit: the stored value is damaged")
+    return value
+
+
+class StateMachine:
+    """An `api.Engine` over any KeyValueStore."""
+
+    def __init__(self, store: KeyValueStore, retention: int = RETENTION) -> None:
+        self._store = store
+        self._retention = retention
+        self._applied_index = 0
+        self._last_tid = Z64
+        self._next_oid = 1  # 0 is the root object
+        self._objects = 0
+        sealed = store.get("meta", _STATE_KEY)
+        if sealed is not None:
+            form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE.unpack(
+                _open("meta", _STATE_KEY, sealed)
+            )
+            if form != FORMAT:
+                raise EngineError(f"the database has format {form}; this version knows format {FORMAT}")
+
+    @property
+    def applied_index(self) -> int:
+        return self._applied_index
+
+    @property
+    def last_tid(self) -> bytes:
+        return self._last_tid
+
+    # ---- applying ------------------------------------------------------------------------------------
+
+    def apply(self, index: int, data: bytes) -> Applied:
+        """See `api.Engine.apply`."""
+        if index != self._applied_index + 1:
+            raise ValueError(f"entry {index} cannot follow applied entry {self._applied_index}")
+        changes: list[Change] = []
+        outcome = self._decide(index, data, changes)
+        self._applied_index = index
+        expired = index - self._retention
+        if expired > 0:
+            key = expired.to_bytes(8, "big")
+            old = self._store.get("id_order", key)
+            if old is not None:
+                changes += [("id_order", key, None), ("ids", _open("id_order", key, old), None)]
+        state = _STATE.pack(FORMAT, index, self._last_tid, self._next_oid, self._objects)
+        changes.append(("meta", _STATE_KEY, _seal(state)))
+        self._store.write(changes)
+        return outcome
+
+    def _decide(self, index: int, data: bytes, changes: list[Change]) -> Applied:
+        if not data:
+            return Applied(index)
+        try:
+            command = pb.Command.FromString(data)
+            kind = command.WhichOneof("kind")
+            if kind == "commit":
+                return self._commit(index, command.commit, changes)
+        except DecodeError as error:
+            return Applied(index, refused=f"malformed command: {error}")
+        if kind != "allocate":
+            return Applied(index, refused="a command of a kind that this version does not know")
+        count = command.allocate.count
+        if not 1 <= count <= MAX_ALLOCATION:
+            return Applied(index, refused=f"{count} oids asked for; 1 to {MAX_ALLOCATION} can be had at once")
+        first = self._next_oid
+        self._next_oid += count
+        return Applied(index, first_oid=first.to_bytes(8, "big"))
+
+    def _commit(self, index: int, commit: pb.CommitCommand, changes: list[Change]) -> Applied:
+        identity, tid = commit.transaction_id, commit.tid
+        first = self.transaction_tid(identity)
+        if first is not None:
+            return Applied(index, identity, tid=first, repeated=True)
+        transaction = pb.Transaction.FromString(commit.transaction)
+        oids = tuple(record.oid for record in transaction.records)
+        malformed = any(len(oid) != 8 for oid in oids) or len(set(oids)) != len(oids) or len(tid) != 8
+        if malformed or len(identity) != 16 or (transaction.tid and transaction.tid != tid):
+            return Applied(index, identity, refused="malformed transaction")
+        if tid <= self._last_tid:
+            return Applied(index, identity, refused=f"tid {tid.hex()} is not above {self._last_tid.hex()}")
+        conflicts = tuple(self.conflicts(transaction))
+        if conflicts:
+            return Applied(index, identity, conflicts=conflicts)
+        info = pb.CommittedTransaction(
+            tid=tid,
+            status=transaction.status or b" ",
+            user=transaction.user,
+            description=transaction.description,
+            extension=transaction.extension,
+        )
+        for record in transaction.records:
+            info.records.add(oid=record.oid, no_data=record.no_data, data_tid=record.data_tid)
+            head = _RECORD_HEAD.pack(_NO_DATA if record.no_data else 0, record.data_tid.rjust(8, b"\0"))
+            changes.append(("records", record.oid + tid, _seal(head + record.data)))
+            if self.current_serial(record.oid) is None:
+                self._objects += 1
+            self._next_oid = max(self._next_oid, int.from_bytes(record.oid, "big") + 1)
+        changes.append(("transactions", tid, _seal(info.SerializeToString(deterministic=True))))
+        order = index.to_bytes(8, "big")
+        changes.append(("ids", identity, _seal(tid + order)))
+        changes.append(("id_order", order, _seal(identity)))
+        self._last_tid = tid
+        return Applied(index, identity, tid=tid, oids=oids)
+
+    def conflicts(self, transaction: pb.Transaction) -> list[Conflict]:
+        """See `api.Engine.conflicts`. A transaction that brings its own tid is a restore: no base serials."""
+        found = []
+        if not transaction.tid:
+            for record in transaction.records:
+                current = self.current_serial(record.oid) or Z64
+                if current != (record.base_serial or Z64):
+                    found.append(Conflict(record.oid, current, record.base_serial or Z64))
+        for check in transaction.checks:
+            current = self.current_serial(check.oid) or Z64
+            if current != (check.serial or Z64):
+                found.append(Conflict(check.oid, current, check.serial or Z64, reading=True))
+        return found
+
+    # ---- reading -------------------------------------------------------------------------------------
+
+    def _record(self, key: bytes, sealed: bytes) -> tuple[bytes | None, bytes]:
+        """(data or None, tid whose data it repeats)."""
+        value = _open("records", key, sealed)
+        flags, data_tid = _RECORD_HEAD.unpack_from(value)
+        return (None if flags & _NO_DATA else value[_RECORD_HEAD.size :]), data_tid
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        """See `api.Engine.load_before`."""
+        following: bytes | None
+        if tid == Z64:
+            found, following = None, self._first_key(oid)
+        else:
+            bound = (int.from_bytes(tid, "big") - 1).to_bytes(8, "big")
+            found, following = self._store.around("records", oid + bound)
+        younger = following is not None and following[:8] == oid
+        if found is None or found[0][:8] != oid:
+            if younger:
+                return None
+            raise KeyError(oid)
+        key, sealed = found
+        data, _data_tid = self._record(key, sealed)
+        return Revision(data, key[8:], following[8:] if younger and following is not None else None)
+
+    def _first_key(self, oid: bytes) -> bytes | None:
+        return next((key for key, _ in self._store.scan("records", oid + Z64)), None)
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        """See `api.Engine.load_serial`."""
+        key = oid + serial
+        sealed = self._store.get("records", key)
+        data = None if sealed is None else self._record(key, sealed)[0]
+        if data is None:
+            raise KeyError((oid, serial))
+        return data
+
+    def current_serial(self, oid: bytes) -> bytes | None:
+        """See `api.Engine.current_serial`."""
+        found, _following = self._store.around("records", oid + _MAX)
+        return found[0][8:] if found is not None and found[0][:8] == oid else None
+
+    def history(self, oid: bytes, size: int) -> list[pb.Revision]:
+        """See `api.Engine.history`."""
+        revisions = []
+        pairs = self._store.scan_back("records", oid + _MAX)
+        for key, sealed in itertools.islice(pairs, size):
+            if key[:8] != oid:
+                break
+            data, _data_tid = self._record(key, sealed)
+            info = self._transaction(key[8:])
+            revisions.append(
+                pb.Revision(
+                    tid=info.tid,
+                    user=info.user,
+                    description=info.description,
+                    extension=info.extension,
+                    size=len(data or b""),
+                )
+            )
+        if not revisions:
+            raise KeyError(oid)
+        return revisions
+
+    def transaction_tid(self, transaction_id: bytes) -> bytes | None:
+        """See `api.Engine.transaction_tid`."""
+        sealed = self._store.get("ids", transaction_id)
+        return None if sealed is None else _open("ids", transaction_id, sealed)[:8]
+
+    def _transaction(self, tid: bytes) -> pb.CommittedTransaction:
+        sealed = self._store.get("transactions", tid)
+        if sealed is None:
+            raise EngineError(f"transaction {tid.hex()} is missing")
+        return pb.CommittedTransaction.FromString(_open("transactions", tid, sealed))
+
+    def _infos(self, start: bytes) -> Iterator[pb.CommittedTransaction]:
+        for key, sealed in self._store.scan("transactions", start):
+            yield pb.CommittedTransaction.FromString(_open("transactions", key, sealed))
+
+    def transactions(
+        self, start: bytes, stop: bytes | None, max_bytes: int
+    ) -> tuple[list[pb.CommittedTransaction], bool]:
+        """See `api.Engine.transactions`."""
+        page: list[pb.CommittedTransaction] = []
+        size = 0
+        for info in self._infos(start):
+            if stop is not None and info.tid > stop:
+                break
+            if size >= max_bytes and page:
+                return page, True
+            for record in info.records:
+                if not record.no_data:
+                    record.data = self.load_serial(record.oid, info.tid)
+            size += info.ByteSize()
+            page.append(info)
+        return page, False
+
+    def changed_since(self, tid: bytes, limit: int) -> list[tuple[bytes, tuple[bytes, ...]]]:
+        """See `api.Engine.changed_since`."""
+        if tid == _MAX:
+            return []
+        above = (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
+        return [
+            (info.tid, tuple(record.oid for record in info.records))
+            for info in itertools.islice(self._infos(above), limit)
+        ]
+
+    def approximate_size(self) -> tuple[int, int]:
+        """See `api.Engine.approximate_size`."""
+        return self._store.bytes_used(), self._objects
+
+    def digest(self) -> bytes:
+        """See `api.Engine.digest`."""
+        total = hashlib.sha256()
+        for family in FAMILIES:
+            total.update(family.encode())
+            for key, value in self._store.scan(family, b""):
+                total.update(len(key).to_bytes(4, "big") + key + len(value).to_bytes(4, "big") + value)
+        return total.digest()
+
+    def flush(self) -> None:
+        """See `api.Engine.flush`."""
+        self._store.flush()
+
+    def close(self) -> None:
+        """Releases the store."""
+        self._store.close()
