@@ -1,0 +1,533 @@
+"""The loop that drives a node: messages in, core step, log write, send, apply.
+
+Everything but the log's writes and syncs happens on one asyncio loop. The writer thread takes all writes that
+queued up while it was busy and makes them durable with one sync (group commit). Any failure of a write or a sync,
+of the engine, or of a listener that keeps state derived from the log ends the process: none of them can be
+retried without risking what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import queue
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from raftstorage.node.engine.api import Applied, Engine
+from raftstorage.node.raft.core import RaftCore
+from raftstorage.node.raft.types import (
+    Config,
+    Entry,
+    EntryKind,
+    HardState,
+    LogReader,
+    Message,
+    NotLeader,
+    Output,
+    Persist,
+    Role,
+    RoleChange,
+)
+
+log = logging.getLogger(__name__)
+
+#: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
+GROUP_BYTES = 16 << 20
+
+Fatal = Callable[[BaseException], NoReturn]
+AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
+RoleListener = Callable[[RoleChange], None]
+
+
+class LeadershipLost(Exception):
+    """No leader confirmed the read in time, or this node is stopping: nothing is known, ask again."""
+
+
+class DurableLog(LogReader, Protocol):
+    """What the driver needs of a log; `node.wal.Wal` is one."""
+
+    @property
+    def hard_state(self) -> HardState: ...
+    def write_many(self, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None: ...
+    def bytes_on_disk(self) -> int: ...
+
+
+class Transport(Protocol):
+    """Carries messages to peers. May lose, repeat and reorder; `send` never blocks."""
+
+    def send(self, message: Message) -> None: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Observer(Protocol):
+    """What is measured; `service.metrics.NodeMetrics` is one. Seconds; `synced` comes from the writer thread."""
+
+    def synced(self, seconds: float, writes: int) -> None: ...
+    def proposed(self) -> None: ...
+    def applied_batch(self, seconds: float, transactions: int) -> None: ...
+    def lagged(self, seconds: float) -> None: ...
+    def role_changed(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """What a leader knows of a peer; zero and empty elsewhere."""
+
+    node_id: int
+    match_index: int = 0
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverStatus:
+    node_id: int
+    role: Role
+    term: int
+    leader: int
+    ready: bool
+    last_index: int
+    commit_index: int
+    applied_index: int
+    log_bytes: int
+    peers: tuple[PeerState, ...]
+
+
+class LogWriter:
+    """The writer thread. `done(tickets' persists)` is called on the loop after each sync, in order."""
+
+    def __init__(
+        self,
+        wal: DurableLog,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[list[Persist]], None],
+        fatal: Fatal,
+        observer: Observer | None,
+    ) -> None:
+        self._wal = wal
+        self._loop = loop
+        self._done = done
+        self._fatal = fatal
+        self._observer = observer
+        self._queue: queue.SimpleQueue[Persist | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="raftstorage-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, persist: Persist) -> None:
+        self._queue.put(persist)
+
+    async def stop(self) -> None:
+        """Returns when everything queued is durable and the thread is gone."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _take(self) -> tuple[list[Persist], bool]:
+        """All that waits, up to GROUP_BYTES and at least one; True when the end was among it."""
+        batch: list[Persist] = []
+        size = 0
+        try:
+            item = self._queue.get()
+            while item is not None:
+                batch.append(item)
+                size += sum(len(entry.data) for entry in item.entries)
+                if size >= GROUP_BYTES:
+                    return batch, False
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, False
+        return batch, True
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batch, last = self._take()
+            if not batch:
+                continue
+            try:
+                begin = time.perf_counter()
+                self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+                if self._observer is not None:
+                    self._observer.synced(time.perf_counter() - begin, len(batch))
+            except BaseException as error:  # whatever it is, what the disk holds is not known any more
+                self._fatal(error)
+            # A closed loop means that nobody is left to be told.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._done, batch)
+
+
+class Driver:
+    """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
+
+    `tick_seconds`: length of a tick. `fatal`: ends the process; it may be called in the writer thread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        wal: DurableLog,
+        engine: Engine,
+        transport: Transport,
+        *,
+        tick_seconds: float = 0.05,
+        fatal: Fatal,
+        rng: random.Random | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        #: Called on the loop right after apply, before anything else can run there.
+        self.on_applied: list[AppliedListener] = []
+        self.on_role: list[RoleListener] = []
+        #: Called when this node leads and has applied its own no-op.
+        self.on_ready: list[Callable[[], None]] = []
+        self._wal = wal
+        self._transport = transport
+        self._tick_seconds = tick_seconds
+        self._fatal = fatal
+        self._observer = observer
+        self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng or random.Random())
+        self._ready_term = 0
+        self._pump_scheduled = False
+        self._pumping = False
+        self._running = False
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._tick_due = 0.0
+        self._ticks = 0
+        # Requests of an earlier life of this node must not be taken for ours.
+        self._request = itertools.count((secrets.randbits(30) << 32) + 1)
+        self._barriers: list[asyncio.Future[None]] = []  # not asked for yet
+        self._lost: list[asyncio.Future[None]] = []  # to be asked for again at the next tick
+        self._asked: dict[int, tuple[int, list[asyncio.Future[None]]]] = {}  # request -> (tick, who waits)
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap by log index
+        self._waiting_order = itertools.count()
+        self._role_waiters: set[asyncio.Future[None]] = set()
+
+    # ---- life ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Starts the writer thread, the transport and the ticks."""
+        self._loop = asyncio.get_running_loop()
+        self._writer = LogWriter(self._wal, self._loop, self._durable, self._fatal, self._observer)
+        self._writer.start()
+        await self._transport.start()
+        self._running = True
+        self._schedule_tick()
+        self._schedule()
+
+    async def stop(self) -> None:
+        """Stops ticks and transport; returns when all that was queued is durable. Who waits gets LeadershipLost."""
+        if not self._running:
+            return
+        self._running = False
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+        await self._transport.stop()
+        await self._writer.stop()
+        waiting = [*self._barriers, *self._lost, *self._role_waiters]
+        waiting += [future for _tick, futures in self._asked.values() for future in futures]
+        waiting += [future for _index, _order, future in self._waiting]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(LeadershipLost("the node is stopping"))
+
+    # ---- state ---------------------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> int:
+        return self.config.node_id
+
+    @property
+    def role(self) -> Role:
+        return self._core.role
+
+    @property
+    def term(self) -> int:
+        return self._core.term
+
+    @property
+    def leader(self) -> int:
+        """Node id of the known leader, 0 for none."""
+        return self._core.leader
+
+    @property
+    def last_index(self) -> int:
+        return self._core.last_index
+
+    @property
+    def commit_index(self) -> int:
+        return self._core.commit_index
+
+    @property
+    def applied_index(self) -> int:
+        return self.engine.applied_index
+
+    @property
+    def running(self) -> bool:
+        return self._running
+
+    @property
+    def is_ready_leader(self) -> bool:
+        """Leads, and has applied its own term's no-op: its engine holds all that was ever committed before."""
+        return self._core.role is Role.LEADER and self._ready_term == self._core.term
+
+    def status(self) -> DriverStatus:
+        core = self._core
+        progress = core.progress() if core.role is Role.LEADER else {}
+        peers = []
+        for node in sorted((self.config.voters | self.config.learners) - {self.node_id}):
+            known = progress.get(node)
+            peers.append(PeerState(node) if known is None else PeerState(node, known.match, str(known.state)))
+        return DriverStatus(
+            core.node_id,
+            core.role,
+            core.term,
+            core.leader,
+            self.is_ready_leader,
+            core.last_index,
+            core.commit_index,
+            self.engine.applied_index,
+            self._wal.bytes_on_disk(),
+            tuple(peers),
+        )
+
+    # ---- input ---------------------------------------------------------------------------------------
+
+    def propose(self, data: bytes) -> int:
+        """Appends a command on the leader and returns its log index. NotLeader.
+
+        The entry leaves with all others of this turn of the loop. What becomes of it shows in `on_applied`: the
+        entry at this index with the term at the time of the call is this command, any other is not.
+        """
+        if not self._running:
+            raise NotLeader("the node is stopping")
+        index = self._core.propose([data])
+        if self._observer is not None:
+            self._observer.proposed()
+        self._schedule()
+        return index
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Takes messages from the transport."""
+        if not self._running:
+            return
+        try:
+            for message in messages:
+                self._core.step(message)
+        except Exception as error:
+            self._fatal(error)
+        self._pump()
+
+    async def read_barrier(self, timeout: float = 10.0) -> None:
+        """Returns once this node has applied everything that was committed before the call (ReadIndex).
+
+        TimeoutError: a leader is known, but it did not answer or this node did not catch up within `timeout`
+        seconds. LeadershipLost: no leader was known at the end, or this node is stopping.
+        """
+        if not self._running:
+            raise LeadershipLost("the node is stopping")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._barriers.append(future)
+        self._schedule()
+        await self._in_time(future, timeout)
+
+    async def wait_applied(self, index: int, timeout: float = 10.0) -> None:
+        """Returns once log index `index` is applied here. TimeoutError or LeadershipLost as `read_barrier`."""
+        if self.applied_index >= index:
+            return
+        if not self._running:
+            raise LeadershipLost("the node is stopping")
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._wait_for_index(index, future)
+        await self._in_time(future, timeout)
+
+    async def _in_time(self, future: asyncio.Future[None], timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            if self.leader == 0:
+                raise LeadershipLost(f"no leader is known after {timeout:g} s") from None
+            raise
+
+    async def wait_role(self, timeout: float | None = None) -> None:
+        """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._role_waiters.add(future)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        finally:
+            self._role_waiters.discard(future)
+
+    async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:
+        """Hands leadership to `to_node` (0: the voter that is furthest); returns the new leader's id.
+
+        NotLeader; LookupError: no such voter; TimeoutError: nobody took over within `timeout` seconds (default:
+        two election timeouts).
+        """
+        if self.role is not Role.LEADER:
+            raise NotLeader(f"node {self.node_id} does not lead")
+        if to_node == self.node_id:
+            return to_node
+        if to_node and to_node not in self.config.voters:
+            raise LookupError(f"node {to_node} is no voter of this cluster")
+        if not self.config.voters - {self.node_id}:
+            raise LookupError("there is no other voter")
+        if timeout is None:
+            timeout = 2 * self.config.election_ticks * self._tick_seconds
+        self._core.transfer_leader(to_node)
+        self._schedule()
+        async with asyncio.timeout(timeout):
+            while self.leader in (0, self.node_id):
+                await self.wait_role()
+        return self.leader
+
+    # ---- the loop ------------------------------------------------------------------------------------
+
+    def _schedule_tick(self) -> None:
+        self._tick_due = self._loop.time() + self._tick_seconds
+        self._tick_handle = self._loop.call_at(self._tick_due, self._tick)
+
+    def _tick(self) -> None:
+        if self._observer is not None:
+            self._observer.lagged(max(0.0, self._loop.time() - self._tick_due))
+        self._ticks += 1
+        # A read whose question or answer was lost on the way is asked for again, as one that the core gave up.
+        old = [request for request, (asked, _) in self._asked.items() if self._too_old(asked)]
+        for request in old:
+            self._lost.extend(self._asked.pop(request)[1])
+        self._barriers.extend(future for future in self._lost if not future.done())
+        self._lost.clear()
+        try:
+            self._core.tick()
+        except Exception as error:
+            self._fatal(error)
+        self._pump()
+        # From now, not from when this one was due: a loop that was held up must not make up for it with a burst
+        # of ticks, which would look like silence of a leader whose messages wait behind them.
+        if self._running:
+            self._schedule_tick()
+
+    def _too_old(self, asked: int) -> bool:
+        return self._ticks - asked >= self.config.election_ticks
+
+    def _schedule(self) -> None:
+        """Pumps once more in this turn of the loop, after all that is already queued in it."""
+        if not self._pump_scheduled and self._running:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump_later)
+
+    def _pump_later(self) -> None:
+        self._pump_scheduled = False
+        if self._running:
+            self._pump()
+
+    def _pump(self) -> None:
+        if self._pumping:  # called from a listener: after the one that runs
+            self._schedule()
+            return
+        self._pumping = True
+        try:
+            self._ask_barriers()
+            self._carry_out(self._core.take_output())
+        except Exception as error:
+            self._fatal(error)
+        finally:
+            self._pumping = False
+
+    def _ask_barriers(self) -> None:
+        """One request carries all reads that came before it is sent."""
+        if self._barriers:
+            request = next(self._request)
+            self._asked[request] = (self._ticks, self._barriers)
+            self._barriers = []
+            self._core.read_index(request)
+
+    def _carry_out(self, output: Output) -> None:
+        for message in output.send:
+            self._transport.send(message)
+        for persist in output.persist:
+            self._writer.put(persist)
+        # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
+        if output.apply:
+            self._apply(output.apply)
+        if output.role is not None:
+            self._role(output.role)
+        for read in output.reads:
+            _tick, futures = self._asked.pop(read.request, (0, []))
+            for future in futures:
+                self._wait_for_index(read.index, future)
+        for request in output.reads_lost:
+            self._lost.extend(self._asked.pop(request, (0, []))[1])
+        if output.apply:
+            self._schedule()  # there may be more; the loop gets its turn in between
+
+    def _durable(self, batch: list[Persist]) -> None:
+        try:
+            self._core.persisted(batch[-1].ticket)
+        except Exception as error:
+            self._fatal(error)
+        for persist in batch:
+            for message in persist.then_send:
+                self._transport.send(message)
+        if self._running:
+            self._pump()
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        begin = time.perf_counter()
+        engine = self.engine
+        applied = [
+            (entry, engine.apply(entry.index, entry.data if entry.kind is EntryKind.COMMAND else b""))
+            for entry in entries
+        ]
+        for listener in self.on_applied:
+            listener(applied)
+        if self._observer is not None:
+            self._observer.applied_batch(
+                time.perf_counter() - begin, sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated)
+            )
+        done = engine.applied_index
+        while self._waiting and self._waiting[0][0] <= done:
+            _resolve(heapq.heappop(self._waiting)[2])
+        if self._core.role is Role.LEADER and self._ready_term != self._core.term:
+            term = self._core.term
+            if any(entry.kind is EntryKind.NOOP and entry.term == term for entry in entries):
+                self._ready_term = term
+                log.info("leads", extra={"applied_index": done})
+                for ready in self.on_ready:
+                    ready()
+                self._wake_role_waiters()
+
+    def _role(self, change: RoleChange) -> None:
+        log.info("now %s", change.role.value, extra={"leader": change.leader})
+        if self._observer is not None:
+            self._observer.role_changed()
+        for listener in self.on_role:
+            listener(change)
+        self._wake_role_waiters()
+
+    def _wake_role_waiters(self) -> None:
+        for future in self._role_waiters:
+            _resolve(future)
+
+    def _wait_for_index(self, index: int, future: asyncio.Future[None]) -> None:
+        if self.engine.applied_index >= index:
+            _resolve(future)
+        else:
+            heapq.heappush(self._waiting, (index, next(self._waiting_order), future))
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,108 @@
+"""A node's Prometheus metrics, all named `raftstorage_node_*`, in a registry of the node's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+
+from raftstorage.node.raft.types import Role
+
+if TYPE_CHECKING:
+    from raftstorage.node.driver import Driver
+
+_FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class NodeMetrics:
+    """One node's metrics. Counters are exported with `_total`.
+
+    For storage sessions:
+      `sessions`   gauge: connected clients
+      `loads`      counter by `result`: "ok", "missing" (no such object or revision), "lagging", "error"
+      `votes`      counter by `result`: "reserved", "conflict", "refused"
+      `conflicts`  counter by `kind`: "write", "read"
+      `commits`    counter by `result`: "committed", "repeated", "conflict", "refused", "lost"
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        name = "raftstorage_node_"
+        self.sessions = Gauge(name + "sessions", "Connected clients", registry=registry)
+        self.loads = Counter(name + "loads", "Loads answered", ["result"], registry=registry)
+        self.votes = Counter(name + "votes", "Votes answered", ["result"], registry=registry)
+        self.conflicts = Counter(name + "conflicts", "Conflicting objects told to clients", ["kind"], registry=registry)
+        self.commits = Counter(name + "commits", "Commits answered", ["result"], registry=registry)
+        self.info = Info(name.rstrip("_"), "Who this is", registry=registry)
+        self.role = Gauge(name + "role", "1 for the role the node has", ["role"], registry=registry)
+        self.term = Gauge(name + "term", "Raft term", registry=registry)
+        self.leader = Gauge(name + "leader_id", "Node id of the known leader, 0 for none", registry=registry)
+        self.role_changes = Counter(name + "role_changes", "Changes of role, term or leader", registry=registry)
+        self.last_index = Gauge(name + "last_index", "Newest log index, durable or not", registry=registry)
+        self.commit_index = Gauge(name + "commit_index", "Committed log index", registry=registry)
+        self.applied_index = Gauge(name + "applied_index", "Applied log index", registry=registry)
+        self.log_sync_seconds = Histogram(
+            name + "wal_sync_seconds", "Write and sync of one batch to the log", buckets=_FAST, registry=registry
+        )
+        self.log_batch = Histogram(
+            name + "wal_batch_writes", "Writes that shared one sync", buckets=_COUNTS, registry=registry
+        )
+        self.proposals = Counter(name + "proposals", "Commands proposed here", registry=registry)
+        self.applied = Counter(name + "applied_transactions", "Transactions applied", registry=registry)
+        self.apply_seconds = Histogram(
+            name + "apply_seconds", "Applying what one turn of the loop brought", buckets=_FAST, registry=registry
+        )
+        self.loop_lag_seconds = Histogram(
+            name + "loop_lag_seconds", "How late the event loop ran a tick", buckets=_FAST, registry=registry
+        )
+        self.peer_connected = Gauge(name + "peer_connected", "1: stream to the peer is up", ["peer"], registry=registry)
+        self.peer_dropped = Counter(
+            name + "peer_dropped", "Messages dropped because the peer's queue was full", ["peer"], registry=registry
+        )
+        self._server: WSGIServer | None = None
+
+    def watch(self, driver: Driver) -> None:
+        """Reads the driver's plain numbers at each scrape."""
+        self.term.set_function(lambda: driver.term)
+        self.leader.set_function(lambda: driver.leader)
+        self.last_index.set_function(lambda: driver.last_index)
+        self.commit_index.set_function(lambda: driver.commit_index)
+        self.applied_index.set_function(lambda: driver.applied_index)
+        for role in Role:
+            self.role.labels(role.value).set_function(lambda role=role: float(driver.role is role))
+
+    # What the driver reports (driver.Observer).
+
+    def synced(self, seconds: float, writes: int) -> None:
+        """One batch of the log became durable. Called in the writer thread."""
+        self.log_sync_seconds.observe(seconds)
+        self.log_batch.observe(writes)
+
+    def proposed(self) -> None:
+        self.proposals.inc()
+
+    def applied_batch(self, seconds: float, transactions: int) -> None:
+        self.apply_seconds.observe(seconds)
+        if transactions:
+            self.applied.inc(transactions)
+
+    def lagged(self, seconds: float) -> None:
+        self.loop_lag_seconds.observe(seconds)
+
+    def role_changed(self) -> None:
+        self.role_changes.inc()
+
+    # The page.
+
+    def serve(self, host: str, port: int) -> int:
+        """Serves the page over HTTP in a thread; returns the port (a free one for 0). OSError: port in use."""
+        self._server, _thread = start_http_server(port, host, registry=self.registry)
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
