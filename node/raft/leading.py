@@ -1,4 +1,4 @@
-"""What a leader does: replicate, count, confirm reads, hand over. Functions over a RaftCore in the leader's role."""
+"""What a leader does: replicate, count, confirm reads, hand over. Functions over a RaftCore that leads."""
 
 from __future__ import annotations
 
