@@ -495,7 +495,8 @@ class Driver:
             listener(applied)
         if self._observer is not None:
             self._observer.applied_batch(
-                time.perf_counter() - begin, sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated)
+                time.perf_counter() - begin,
+                sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
         done = engine.applied_index
         while self._waiting and self._waiting[0][0] <= done:

@@ -30,7 +30,9 @@ def encode(message: Message) -> pb.RaftMessage:
         log_index=message.log_index,
         log_term=message.log_term,
         entries=[
-            pb.LogEntry(kind=pb.LogEntry.Kind.ValueType(entry.kind), term=entry.term, index=entry.index, data=entry.data)
+            pb.LogEntry(
+                kind=pb.LogEntry.Kind.ValueType(entry.kind), term=entry.term, index=entry.index, data=entry.data
+            )
             for entry in message.entries
         ],
         commit=message.commit,

@@ -33,7 +33,9 @@ class NodeMetrics:
         self.sessions = Gauge(name + "sessions", "Connected clients", registry=registry)
         self.loads = Counter(name + "loads", "Loads answered", ["result"], registry=registry)
         self.votes = Counter(name + "votes", "Votes answered", ["result"], registry=registry)
-        self.conflicts = Counter(name + "conflicts", "Conflicting objects told to clients", ["kind"], registry=registry)
+        self.conflicts = Counter(
+            name + "conflicts", "Conflicting objects told to clients", ["kind"], registry=registry
+        )
         self.commits = Counter(name + "commits", "Commits answered", ["result"], registry=registry)
         self.info = Info(name.rstrip("_"), "Who this is", registry=registry)
         self.role = Gauge(name + "role", "1 for the role the node has", ["role"], registry=registry)
@@ -57,9 +59,14 @@ class NodeMetrics:
         self.loop_lag_seconds = Histogram(
             name + "loop_lag_seconds", "How late the event loop ran a tick", buckets=_FAST, registry=registry
         )
-        self.peer_connected = Gauge(name + "peer_connected", "1: stream to the peer is up", ["peer"], registry=registry)
+        self.peer_connected = Gauge(
+            name + "peer_connected", "1: stream to the peer is up", ["peer"], registry=registry
+        )
         self.peer_dropped = Counter(
-            name + "peer_dropped", "Messages dropped because the peer's queue was full", ["peer"], registry=registry
+            name + "peer_dropped",
+            "Messages dropped because the peer's queue was full",
+            ["peer"],
+            registry=registry,
         )
         self._server: WSGIServer | None = None
 
