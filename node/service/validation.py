@@ -1,0 +1,145 @@
+"""What a client sends is checked here, once, before anything is done with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from raftstorage.node.failures import failure
+from raftstorage.proto import storage_pb2 as pb
+
+#: The protocol that this node speaks (Hello.protocol_version).
+PROTOCOL_VERSION = 1
+#: Longest user, description and extension.
+TEXT_BYTES = 64 << 10
+MAX_HISTORY = 10_000
+MAX_OIDS = 10_000
+MAX_CHECKS = 1_000_000
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named."""
+
+    max_record_bytes: int = 64 << 20
+    max_transaction_bytes: int = 256 << 20
+    lease_ms: int = 30_000
+    queue_items: int = 100_000
+    queue_bytes: int = 64 << 20
+    waiting_votes: int = 10_000
+
+
+def invalid(message: str, oid: bytes = b"") -> pb.Failure:
+    return failure(pb.INVALID, message, oid)
+
+
+def check_request(request: pb.Request) -> pb.Failure | None:
+    """Fields of every call but the Transaction in it, which `parse_transaction` is for."""
+    if request.id == 0:
+        return invalid("a request's id must be above 0")
+    match request.WhichOneof("call"):
+        case "load_before":
+            load = request.load_before
+            return _tids(load.at_least) or _eight("oid", load.oid) or _eight("before", load.before)
+        case "load_serial":
+            serial = request.load_serial
+            return _tids(serial.at_least) or _eight("oid", serial.oid) or _eight("serial", serial.serial)
+        case "history":
+            history = request.history
+            if not 1 <= history.size <= MAX_HISTORY:
+                return invalid(f"size {history.size} is not between 1 and {MAX_HISTORY}")
+            return _tids(history.at_least) or _eight("oid", history.oid)
+        case "read_transactions":
+            page = request.read_transactions
+            return _tids(page.start, page.stop, page.at_least)
+        case "allocate_oids":
+            count = request.allocate_oids.count
+            return None if 1 <= count <= MAX_OIDS else invalid(f"count {count} is not between 1 and {MAX_OIDS}")
+        case "vote":
+            return _identity(request.vote.transaction_id)
+        case "commit":
+            return _identity(request.commit.transaction_id)
+        case "finish":
+            return _identity(request.finish.transaction_id)
+        case "abort":
+            return _identity(request.abort.transaction_id)
+        case "hello":
+            return invalid("a Hello is the first request of a stream and no other")
+        case "read_barrier" | "size":
+            return None
+    return invalid("a call that this node does not know")
+
+
+def check_hello(request: pb.Request) -> pb.Failure | None:
+    """The first request: its form, not yet whether it fits this node."""
+    if request.WhichOneof("call") != "hello":
+        return invalid("the first request of a stream must be a Hello")
+    if request.id == 0:
+        return invalid("a request's id must be above 0")
+    return _tids(request.hello.after_tid)
+
+
+def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
+    """The Transaction in `body`, or why it is refused."""
+    if len(body) > limits.max_transaction_bytes:
+        return failure(
+            pb.TOO_LARGE, f"the transaction has {len(body)} bytes; {limits.max_transaction_bytes} are allowed"
+        )
+    try:
+        transaction = pb.Transaction.FromString(body)
+    except DecodeError:
+        return invalid("the transaction is not a serialized Transaction")
+    return _check_transaction(transaction, limits) or transaction
+
+
+def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:
+    for name in ("user", "description", "extension"):
+        if len(getattr(transaction, name)) > TEXT_BYTES:
+            return invalid(f"{name} is longer than {TEXT_BYTES} bytes")
+    if len(transaction.status) > 1:
+        return invalid("status is longer than one byte")
+    if len(transaction.checks) > MAX_CHECKS:
+        return invalid(f"more than {MAX_CHECKS} checks")
+    restoring = bool(transaction.tid)
+    if restoring and (len(transaction.tid) != 8 or not any(transaction.tid)):
+        return invalid("a given tid must have 8 bytes, not all zero")
+    seen: set[bytes] = set()
+    for record in transaction.records:
+        oid = record.oid
+        problem = _eight("oid", oid) or _tids(record.base_serial, record.data_tid)
+        if problem is not None:
+            return problem
+        if len(record.data) > limits.max_record_bytes:
+            message = f"the record has {len(record.data)} bytes; {limits.max_record_bytes} are allowed"
+            return failure(pb.TOO_LARGE, message, oid)
+        if oid in seen:
+            return invalid("an oid is stored twice", oid)
+        if record.no_data and (not restoring or record.data):
+            return invalid("no_data is for restoring, and comes without data", oid)
+        seen.add(oid)
+    seen.clear()
+    for check in transaction.checks:
+        problem = _eight("oid", check.oid) or _tids(check.serial)
+        if problem is not None:
+            return problem
+        if check.oid in seen:
+            return invalid("an oid is checked twice", check.oid)
+        seen.add(check.oid)
+    return None
+
+
+def _eight(name: str, value: bytes) -> pb.Failure | None:
+    return None if len(value) == 8 else invalid(f"{name} must have 8 bytes, not {len(value)}")
+
+
+def _tids(*values: bytes) -> pb.Failure | None:
+    """Each is empty or has 8 bytes."""
+    for value in values:
+        if len(value) not in (0, 8):
+            return invalid(f"a tid must have 8 bytes or none, not {len(value)}")
+    return None
+
+
+def _identity(value: bytes) -> pb.Failure | None:
+    return None if len(value) == 16 else invalid(f"a transaction id must have 16 bytes, not {len(value)}")
