@@ -80,6 +80,9 @@ class NodeMetrics:
         for role in Role:
             self.role.labels(role.value).set_function(lambda role=role: float(driver.role is role))
 
+    def connected_sessions(self) -> int:
+        return int(self.registry.get_sample_value("raftstorage_node_sessions") or 0)
+
     # What the driver reports (driver.Observer).
 
     def synced(self, seconds: float, writes: int) -> None:

@@ -1,0 +1,128 @@
+"""The node's process: options, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import typer.main
+
+from raftstorage.node.engine.api import EngineError
+from raftstorage.node.identity import DirectoryError
+from raftstorage.node.node import EXIT_FATAL, Node
+from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
+from raftstorage.node.service.logging import configure
+from raftstorage.node.service.server import PortInUse
+from raftstorage.node.wal import WalError
+
+log = logging.getLogger(__name__)
+
+EXIT_OPTIONS = 2
+EXIT_DAMAGED = 3
+EXIT_PORT = 4
+EXIT_DIRECTORY = 5
+
+#: A thread back from a sync must take the interpreter lock again; beside a busy loop it would wait Python's whole
+#: default interval of 5 ms for it, and every commit with it.
+SWITCH_INTERVAL_SECONDS = 0.0002
+
+#: Whatever is wrong with a command line; its class has moved between typer's releases, its place has not.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+async def _serve(options: NodeOptions) -> None:
+    context = configure(options.node_id, options.log_format, options.log_level, sys.stderr)
+    node = Node(options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await node.start()
+    context.source = lambda: (node.driver.term, node.driver.role.value)
+    log.info("serves", extra={"address": node.address, "cluster_id": node.identity.cluster_id})
+    ready = {
+        "event": "ready",
+        "node_id": options.node_id,
+        "address": node.address,
+        "metrics": node.metrics_address,
+    }
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()
+    await stop.wait()
+    log.info("stops")
+    await node.stop()
+    log.info("stopped")
+
+
+def _run(
+    node_id: Annotated[int, typer.Option("--id", help="This node's id, never used again for another one.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Where it keeps its log and database.")],
+    member: Annotated[list[str], typer.Option(help="ID=HOST:PORT of a member, once for each, this one included.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind; else this node's member address.")] = "",
+    cluster_id: Annotated[str, typer.Option(help="32 hexadecimal digits; else derived from the members.")] = "",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT of the Prometheus page; else there is none.")] = "",
+    tick_ms: Annotated[int, typer.Option(help="Length of a tick in milliseconds; a heartbeat each.")] = 50,
+    election_ticks: Annotated[
+        int, typer.Option(help="Ticks of silence before an election, doubled at most.")
+    ] = 10,
+    max_record_bytes: Annotated[int, typer.Option(help="Largest record of an object.")] = 16 * MIB,
+    max_transaction_bytes: Annotated[int, typer.Option(help="Largest transaction.")] = 64 * MIB,
+    lease_ms: Annotated[int, typer.Option(help="How long a vote holds its objects.")] = 30_000,
+    log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Runs one RaftStorage node until SIGTERM or SIGINT.
+
+    Exit status: 0 stopped cleanly, 2 bad options, 3 damaged log or database, 4 address in use, 5 another node's
+    or a locked directory, 70 a write or sync of the log failed.
+    """
+    options = NodeOptions(
+        node_id,
+        directory,
+        parse_members(member),
+        listen,
+        cluster_id,
+        metrics,
+        tick_ms,
+        election_ticks,
+        max_record_bytes,
+        max_transaction_bytes,
+        lease_ms,
+        log_format,
+        log_level,
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    asyncio.run(_serve(options))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a node; returns the process's exit status. What went wrong is one line on standard error."""
+    application = typer.Typer(add_completion=False)
+    application.command()(_run)
+    command = typer.main.get_command(application)
+    try:
+        status = command.main(list(arguments), prog_name="python -m raftstorage.node", standalone_mode=False)
+    except (_UsageError, OptionError) as error:
+        return _failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
+    except (WalError, EngineError) as error:
+        return _failed(EXIT_DAMAGED, error)
+    except PortInUse as error:
+        return _failed(EXIT_PORT, error)
+    except DirectoryError as error:
+        return _failed(EXIT_DIRECTORY, error)
+    except OSError as error:
+        return _failed(EXIT_FATAL, error)
+    return status if isinstance(status, int) else 0
+
+
+def _failed(status: int, problem: object) -> int:
+    sys.stderr.write(f"raftstorage node: {' '.join(str(problem).split())}\n")
+    sys.stderr.flush()
+    return status
