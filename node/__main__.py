@@ -6,6 +6,6 @@ import sys
 # Before grpc is imported: what its core logs comes to us as exceptions, and would stand unformatted in our log.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from raftstorage.node.main import main  # noqa: E402 - see above
+from raftstorage.node.main import main
 
 sys.exit(main(sys.argv[1:]))

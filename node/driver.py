@@ -1,7 +1,6 @@
 """The loop that drives a node: messages in, core step, log write, send, apply.
 
-Everything but the log's writes and syncs happens on one asyncio loop. The writer thread takes all writes that
-queued up while it was busy and makes them durable with one sync (group commit). Any failure of a write or a sync,
+Everything but the log's writes and syncs happens on one asyncio loop. Any failure of a write or a sync,
 of the engine, or of a listener that keeps state derived from the log ends the process: none of them can be
 retried without risking what was acknowledged.
 """
@@ -9,27 +8,20 @@ retried without risking what was acknowledged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import heapq
-import itertools
 import logging
-import queue
 import random
-import secrets
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from raftstorage.node.engine.api import Applied, Engine
+from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.types import (
     Config,
     Entry,
     EntryKind,
-    HardState,
-    LogReader,
     Message,
     NotLeader,
     Output,
@@ -37,28 +29,14 @@ from raftstorage.node.raft.types import (
     Role,
     RoleChange,
 )
+from raftstorage.node.waiting import LeadershipLost, ReadWaiters, resolve
+
+__all__ = ["Driver", "DriverStatus", "LeadershipLost", "Observer", "PeerState", "Transport"]
 
 log = logging.getLogger(__name__)
 
-#: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
-GROUP_BYTES = 16 << 20
-
-Fatal = Callable[[BaseException], NoReturn]
 AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
 RoleListener = Callable[[RoleChange], None]
-
-
-class LeadershipLost(Exception):
-    """No leader confirmed the read in time, or this node is stopping: nothing is known, ask again."""
-
-
-class DurableLog(LogReader, Protocol):
-    """What the driver needs of a log; `node.wal.Wal` is one."""
-
-    @property
-    def hard_state(self) -> HardState: ...
-    def write_many(self, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None: ...
-    def bytes_on_disk(self) -> int: ...
 
 
 class Transport(Protocol):
@@ -102,70 +80,6 @@ class DriverStatus:
     peers: tuple[PeerState, ...]
 
 
-class LogWriter:
-    """The writer thread. `done(tickets' persists)` is called on the loop after each sync, in order."""
-
-    def __init__(
-        self,
-        wal: DurableLog,
-        loop: asyncio.AbstractEventLoop,
-        done: Callable[[list[Persist]], None],
-        fatal: Fatal,
-        observer: Observer | None,
-    ) -> None:
-        self._wal = wal
-        self._loop = loop
-        self._done = done
-        self._fatal = fatal
-        self._observer = observer
-        self._queue: queue.SimpleQueue[Persist | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="raftstorage-log", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def put(self, persist: Persist) -> None:
-        self._queue.put(persist)
-
-    async def stop(self) -> None:
-        """Returns when everything queued is durable and the thread is gone."""
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
-
-    def _take(self) -> tuple[list[Persist], bool]:
-        """All that waits, up to GROUP_BYTES and at least one; True when the end was among it."""
-        batch: list[Persist] = []
-        size = 0
-        try:
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                size += sum(len(entry.data) for entry in item.entries)
-                if size >= GROUP_BYTES:
-                    return batch, False
-                item = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, False
-        return batch, True
-
-    def _run(self) -> None:
-        last = False
-        while not last:
-            batch, last = self._take()
-            if not batch:
-                continue
-            try:
-                begin = time.perf_counter()
-                self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
-                if self._observer is not None:
-                    self._observer.synced(time.perf_counter() - begin, len(batch))
-            except BaseException as error:  # whatever it is, what the disk holds is not known any more
-                self._fatal(error)
-            # A closed loop means that nobody is left to be told.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._done, batch)
-
-
 class Driver:
     """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
 
@@ -203,14 +117,7 @@ class Driver:
         self._running = False
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tick_due = 0.0
-        self._ticks = 0
-        # Requests of an earlier life of this node must not be taken for ours.
-        self._request = itertools.count((secrets.randbits(30) << 32) + 1)
-        self._barriers: list[asyncio.Future[None]] = []  # not asked for yet
-        self._lost: list[asyncio.Future[None]] = []  # to be asked for again at the next tick
-        self._asked: dict[int, tuple[int, list[asyncio.Future[None]]]] = {}  # request -> (tick, who waits)
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap by log index
-        self._waiting_order = itertools.count()
+        self._reads = ReadWaiters(config.election_ticks)
         self._role_waiters: set[asyncio.Future[None]] = set()
 
     # ---- life ----------------------------------------------------------------------------------------
@@ -218,7 +125,8 @@ class Driver:
     async def start(self) -> None:
         """Starts the writer thread, the transport and the ticks."""
         self._loop = asyncio.get_running_loop()
-        self._writer = LogWriter(self._wal, self._loop, self._durable, self._fatal, self._observer)
+        synced = self._observer.synced if self._observer is not None else None
+        self._writer = LogWriter(self._wal, self._loop, self._durable, self._fatal, synced)
         self._writer.start()
         await self._transport.start()
         self._running = True
@@ -226,7 +134,10 @@ class Driver:
         self._schedule()
 
     async def stop(self) -> None:
-        """Stops ticks and transport; returns when all that was queued is durable. Who waits gets LeadershipLost."""
+        """Stops ticks and transport; returns when all that was queued is durable.
+
+        Who waits gets LeadershipLost.
+        """
         if not self._running:
             return
         self._running = False
@@ -234,12 +145,11 @@ class Driver:
             self._tick_handle.cancel()
         await self._transport.stop()
         await self._writer.stop()
-        waiting = [*self._barriers, *self._lost, *self._role_waiters]
-        waiting += [future for _tick, futures in self._asked.values() for future in futures]
-        waiting += [future for _index, _order, future in self._waiting]
-        for future in waiting:
+        error = LeadershipLost("the node is stopping")
+        self._reads.fail(error)
+        for future in self._role_waiters:
             if not future.done():
-                future.set_exception(LeadershipLost("the node is stopping"))
+                future.set_exception(error)
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -328,7 +238,7 @@ class Driver:
             self._fatal(error)
         self._pump()
 
-    async def read_barrier(self, timeout: float = 10.0) -> None:
+    async def read_barrier(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Returns once this node has applied everything that was committed before the call (ReadIndex).
 
         TimeoutError: a leader is known, but it did not answer or this node did not catch up within `timeout`
@@ -337,21 +247,21 @@ class Driver:
         if not self._running:
             raise LeadershipLost("the node is stopping")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._barriers.append(future)
+        self._reads.add(future)
         self._schedule()
         await self._in_time(future, timeout)
 
-    async def wait_applied(self, index: int, timeout: float = 10.0) -> None:
+    async def wait_applied(self, index: int, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Returns once log index `index` is applied here. TimeoutError or LeadershipLost as `read_barrier`."""
         if self.applied_index >= index:
             return
         if not self._running:
             raise LeadershipLost("the node is stopping")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._wait_for_index(index, future)
+        self._reads.until(index, future, self.applied_index)
         await self._in_time(future, timeout)
 
-    async def _in_time(self, future: asyncio.Future[None], timeout: float) -> None:
+    async def _in_time(self, future: asyncio.Future[None], timeout: float) -> None:  # noqa: ASYNC109
         try:
             async with asyncio.timeout(timeout):
                 await future
@@ -360,7 +270,7 @@ class Driver:
                 raise LeadershipLost(f"no leader is known after {timeout:g} s") from None
             raise
 
-    async def wait_role(self, timeout: float | None = None) -> None:
+    async def wait_role(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._role_waiters.add(future)
@@ -370,7 +280,7 @@ class Driver:
         finally:
             self._role_waiters.discard(future)
 
-    async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:
+    async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Hands leadership to `to_node` (0: the voter that is furthest); returns the new leader's id.
 
         NotLeader; LookupError: no such voter; TimeoutError: nobody took over within `timeout` seconds (default:
@@ -402,13 +312,7 @@ class Driver:
     def _tick(self) -> None:
         if self._observer is not None:
             self._observer.lagged(max(0.0, self._loop.time() - self._tick_due))
-        self._ticks += 1
-        # A read whose question or answer was lost on the way is asked for again, as one that the core gave up.
-        old = [request for request, (asked, _) in self._asked.items() if self._too_old(asked)]
-        for request in old:
-            self._lost.extend(self._asked.pop(request)[1])
-        self._barriers.extend(future for future in self._lost if not future.done())
-        self._lost.clear()
+        self._reads.tick()
         try:
             self._core.tick()
         except Exception as error:
@@ -418,9 +322,6 @@ class Driver:
         # of ticks, which would look like silence of a leader whose messages wait behind them.
         if self._running:
             self._schedule_tick()
-
-    def _too_old(self, asked: int) -> bool:
-        return self._ticks - asked >= self.config.election_ticks
 
     def _schedule(self) -> None:
         """Pumps once more in this turn of the loop, after all that is already queued in it."""
@@ -439,20 +340,14 @@ class Driver:
             return
         self._pumping = True
         try:
-            self._ask_barriers()
+            request = self._reads.next_request()
+            if request:
+                self._core.read_index(request)
             self._carry_out(self._core.take_output())
         except Exception as error:
             self._fatal(error)
         finally:
             self._pumping = False
-
-    def _ask_barriers(self) -> None:
-        """One request carries all reads that came before it is sent."""
-        if self._barriers:
-            request = next(self._request)
-            self._asked[request] = (self._ticks, self._barriers)
-            self._barriers = []
-            self._core.read_index(request)
 
     def _carry_out(self, output: Output) -> None:
         for message in output.send:
@@ -464,12 +359,8 @@ class Driver:
             self._apply(output.apply)
         if output.role is not None:
             self._role(output.role)
-        for read in output.reads:
-            _tick, futures = self._asked.pop(read.request, (0, []))
-            for future in futures:
-                self._wait_for_index(read.index, future)
-        for request in output.reads_lost:
-            self._lost.extend(self._asked.pop(request, (0, []))[1])
+        self._reads.confirmed(output.reads, self.applied_index)
+        self._reads.lost(output.reads_lost)
         if output.apply:
             self._schedule()  # there may be more; the loop gets its turn in between
 
@@ -499,8 +390,7 @@ class Driver:
                 sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
         done = engine.applied_index
-        while self._waiting and self._waiting[0][0] <= done:
-            _resolve(heapq.heappop(self._waiting)[2])
+        self._reads.applied(done)
         if self._core.role is Role.LEADER and self._ready_term != self._core.term:
             term = self._core.term
             if any(entry.kind is EntryKind.NOOP and entry.term == term for entry in entries):
@@ -520,15 +410,4 @@ class Driver:
 
     def _wake_role_waiters(self) -> None:
         for future in self._role_waiters:
-            _resolve(future)
-
-    def _wait_for_index(self, index: int, future: asyncio.Future[None]) -> None:
-        if self.engine.applied_index >= index:
-            _resolve(future)
-        else:
-            heapq.heappush(self._waiting, (index, next(self._waiting_order), future))
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+            resolve(future)

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 import typer.main
-
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.identity import DirectoryError
 from raftstorage.node.node import EXIT_FATAL, Node

@@ -97,8 +97,8 @@ class Node:
         close.callback(engine.flush)
         if engine.applied_index > wal.last_index():
             raise EngineError(
-                f"{directory.log} ends at entry {wal.last_index()}, but {directory.db} holds what was applied up to "
-                f"entry {engine.applied_index}: the log has lost its tail"
+                f"{directory.log} ends at entry {wal.last_index()}, but {directory.db} holds what was applied up "
+                f"to entry {engine.applied_index}: the log has lost its tail"
             )
         peers = PeerTransport(self.identity, self.metrics, self._receive)
         self.driver = Driver(
@@ -166,7 +166,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._close.aclose()
 
-    async def wait_until_leader(self, node_id: int | None = None, timeout: float | None = None) -> None:
+    async def wait_until_leader(self, node_id: int | None = None, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns as soon as `node_id` leads; this node when it is None, and then it is ready to take commits.
 
         TimeoutError after `timeout` seconds; LeadershipLost when this node is stopped meanwhile.

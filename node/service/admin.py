@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any
 
 import grpc
-
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import NotLeader

@@ -23,7 +23,7 @@ def size_of(message: Message) -> int:
 
 def encode(message: Message) -> pb.RaftMessage:
     return pb.RaftMessage(
-        type=pb.RaftMessage.Type.ValueType(message.type),
+        type=message.type.value,  # type: ignore[arg-type]  # the stubs know no plain numbers
         from_node=message.from_node,
         to_node=message.to_node,
         term=message.term,
@@ -31,7 +31,10 @@ def encode(message: Message) -> pb.RaftMessage:
         log_term=message.log_term,
         entries=[
             pb.LogEntry(
-                kind=pb.LogEntry.Kind.ValueType(entry.kind), term=entry.term, index=entry.index, data=entry.data
+                kind=entry.kind.value,  # type: ignore[arg-type]
+                term=entry.term,
+                index=entry.index,
+                data=entry.data,
             )
             for entry in message.entries
         ],

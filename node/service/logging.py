@@ -38,10 +38,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
     for name in ("node_id", "term", "role"):
         fields[name] = getattr(record, name, None)
-    for name, value in vars(record).items():
-        if name not in _RECORD_FIELDS:
-            fields[name] = value
-    return fields
+    return fields | {name: value for name, value in vars(record).items() if name not in _RECORD_FIELDS}
 
 
 class JsonFormatter(logging.Formatter):

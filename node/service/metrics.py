@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
-
 from raftstorage.node.raft.types import Role
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class NodeMetrics:
         self.commit_index.set_function(lambda: driver.commit_index)
         self.applied_index.set_function(lambda: driver.applied_index)
         for role in Role:
-            self.role.labels(role.value).set_function(lambda role=role: float(driver.role is role))
+            self.role.labels(role.value).set_function(partial(_has_role, driver, role))
 
     def connected_sessions(self) -> int:
         return int(self.registry.get_sample_value("raftstorage_node_sessions") or 0)
@@ -116,3 +116,7 @@ class NodeMetrics:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+def _has_role(driver: Driver, role: Role) -> float:
+    return float(driver.role is role)

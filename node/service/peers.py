@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
-
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.codec import decode, encode, size_of
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.proto import PROTOCOL_VERSION, raft_pb2_grpc
 from raftstorage.proto import raft_pb2 as pb
+
+_EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
 
     # ---- the side that is dialled --------------------------------------------------------------------
 
-    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802, ARG002 - generated name
+    async def Exchange(self, request_iterator: Any, context: Any) -> None:  # noqa: N802 - generated name
         """gRPC handler of a stream that a peer dialled."""
         try:
             await self._run(context, None)
@@ -202,7 +203,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
             if dialled is not None:
                 await stream.write(self._hello(dialled))
             batch = await stream.read()
-        if batch is grpc.aio.EOF:
+        if batch is _EOF:
             if dialled is not None:
                 await _raise_status(stream)
             return
@@ -241,7 +242,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
 
     async def _read(self, stream: Stream, peer: int) -> None:
         node = self._identity.node_id
-        while (batch := await stream.read()) is not grpc.aio.EOF:
+        while (batch := await stream.read()) is not _EOF:
             messages = []
             for wire in batch.messages:
                 message = decode(wire, from_node=peer, to_node=node)
@@ -282,7 +283,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         if hello.cluster_id != mine.cluster_id:
             raise HelloRefused(
                 refused,
-                f"node {hello.node_id} is of cluster {hello.cluster_id[:64]!r}, node {mine.node_id} of {mine.cluster_id!r}",
+                f"node {hello.node_id} is of cluster {hello.cluster_id[:64]!r}, "
+                f"node {mine.node_id} of {mine.cluster_id!r}",
             )
         if hello.to_node_id != mine.node_id:
             raise HelloRefused(refused, f"node {hello.to_node_id} was called for, this is node {mine.node_id}")
@@ -305,7 +307,11 @@ async def _raise_status(call: Any) -> None:
     """Raises what the dialled side ended a stream with; returns when that was OK."""
     if await call.code() is not grpc.StatusCode.OK:
         raise grpc.aio.AioRpcError(
-            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+            call.debug_error_string(),
         )
 
 

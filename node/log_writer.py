@@ -1,0 +1,95 @@
+"""Durable writes in a thread of their own, so that a sync never holds up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol
+
+from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist
+
+#: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
+GROUP_BYTES = 16 << 20
+
+Fatal = Callable[[BaseException], NoReturn]
+
+
+class DurableLog(LogReader, Protocol):
+    """What the driver needs of a log; `node.wal.Wal` is one."""
+
+    @property
+    def hard_state(self) -> HardState: ...
+    def write_many(self, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None: ...
+    def bytes_on_disk(self) -> int: ...
+
+
+class LogWriter:
+    """The thread that writes. All writes that queued up while it was busy share one sync (group commit).
+
+    `done(persists)` is called on `loop` after each sync, in order. `fatal` is called in the thread with whatever a
+    write raised. `synced(seconds, writes)`: for metrics, in the thread.
+    """
+
+    def __init__(
+        self,
+        wal: DurableLog,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[list[Persist]], None],
+        fatal: Fatal,
+        synced: Callable[[float, int], None] | None = None,
+    ) -> None:
+        self._wal = wal
+        self._loop = loop
+        self._done = done
+        self._fatal = fatal
+        self._synced = synced
+        self._queue: queue.SimpleQueue[Persist | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="raftstorage-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, persist: Persist) -> None:
+        self._queue.put(persist)
+
+    async def stop(self) -> None:
+        """Returns when everything queued is durable and the thread is gone."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _take(self) -> tuple[list[Persist], bool]:
+        """All that waits, up to GROUP_BYTES and at least one; True when the end was among it."""
+        batch: list[Persist] = []
+        size = 0
+        try:
+            item = self._queue.get()
+            while item is not None:
+                batch.append(item)
+                size += sum(len(entry.data) for entry in item.entries)
+                if size >= GROUP_BYTES:
+                    return batch, False
+                item = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, False
+        return batch, True
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batch, last = self._take()
+            if not batch:
+                continue
+            try:
+                begin = time.perf_counter()
+                self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+                if self._synced is not None:
+                    self._synced(time.perf_counter() - begin, len(batch))
+            except BaseException as error:  # whatever it is, what the disk holds is not known any more
+                self._fatal(error)
+            # A closed loop means that nobody is left to be told.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._done, batch)

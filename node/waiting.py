@@ -1,0 +1,97 @@
+"""Who waits for reads to be confirmed and for entries to be applied. Used from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import secrets
+from collections.abc import Iterator, Sequence
+
+from raftstorage.node.raft.types import ReadState
+
+Waiter = asyncio.Future[None]
+
+
+class LeadershipLost(Exception):
+    """No leader confirmed the read in time, or this node is stopping: nothing is known, ask again."""
+
+
+class ReadWaiters:
+    """Reads on their way: not asked for, asked for under a request number, confirmed but not applied yet.
+
+    `retry_ticks`: a read that got no answer for so long is asked for again.
+    """
+
+    def __init__(self, retry_ticks: int) -> None:
+        self._retry_ticks = retry_ticks
+        self._ticks = 0
+        # Requests of an earlier life of this node must not be taken for ours.
+        self._request = itertools.count((secrets.randbits(30) << 32) + 1)
+        self._new: list[Waiter] = []
+        self._lost: list[Waiter] = []
+        self._asked: dict[int, tuple[int, list[Waiter]]] = {}  # request -> (tick, who waits)
+        self._by_index: list[tuple[int, int, Waiter]] = []  # a heap
+        self._order = itertools.count()
+
+    def add(self, waiter: Waiter) -> None:
+        """A read that is to be confirmed."""
+        self._new.append(waiter)
+
+    def next_request(self) -> int:
+        """The number under which all reads added so far are to be asked for; 0: there are none."""
+        waiters = [waiter for waiter in self._new if not waiter.done()]
+        self._new.clear()
+        if not waiters:
+            return 0
+        request = next(self._request)
+        self._asked[request] = (self._ticks, waiters)
+        return request
+
+    def tick(self) -> None:
+        """Reads that were lost, or that got no answer for too long, are asked for again."""
+        self._ticks += 1
+        for request in [r for r, (asked, _) in self._asked.items() if self._ticks - asked >= self._retry_ticks]:
+            self._lost.extend(self._asked.pop(request)[1])
+        self._new.extend(self._lost)
+        self._lost.clear()
+
+    def lost(self, requests: Sequence[int]) -> None:
+        """The core will not answer these; they wait for the next tick, by which a leader may be known."""
+        for request in requests:
+            self._lost.extend(self._asked.pop(request, (0, []))[1])
+
+    def confirmed(self, reads: Sequence[ReadState], applied: int) -> None:
+        for read in reads:
+            for waiter in self._asked.pop(read.request, (0, []))[1]:
+                self.until(read.index, waiter, applied)
+
+    def until(self, index: int, waiter: Waiter, applied: int) -> None:
+        """Wakes `waiter` once `index` is applied; `applied` is what is applied now."""
+        if applied >= index:
+            resolve(waiter)
+        else:
+            heapq.heappush(self._by_index, (index, next(self._order), waiter))
+
+    def applied(self, index: int) -> None:
+        while self._by_index and self._by_index[0][0] <= index:
+            resolve(heapq.heappop(self._by_index)[2])
+
+    def fail(self, error: Exception) -> None:
+        """Raises `error` in everyone who waits."""
+        for waiter in self._all():
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _all(self) -> Iterator[Waiter]:
+        yield from self._new
+        yield from self._lost
+        for _tick, waiters in self._asked.values():
+            yield from waiters
+        for _index, _order, waiter in self._by_index:
+            yield waiter
+
+
+def resolve(waiter: Waiter) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
