@@ -1,1 +1,5 @@
-"""ZODB's storage interfaces over the cluster."""
+"""ZODB's storage interfaces over the cluster. Needs ZODB: `pip install raftstorage[zodb]`."""
+
+from .storage import ClientStorage
+
+__all__ = ["ClientStorage"]

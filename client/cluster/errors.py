@@ -1,0 +1,60 @@
+"""What can go wrong between a client and its cluster. Nothing here needs ZODB.
+
+`raftstorage.client.storage.errors` derives from these what ZODB's users know (StorageError and its family), so
+that `except ClientDisconnected` catches both.
+"""
+
+from __future__ import annotations
+
+from raftstorage.proto import storage_pb2 as pb
+from transaction.interfaces import TransientError
+
+
+class ClusterError(Exception):
+    """Base of all errors of the cluster layer."""
+
+
+class ClientDisconnected(ClusterError, TransientError):  # type: ignore[misc]
+    """No replica (or no leader) could be reached in time, or the storage is closed. Nothing was changed."""
+
+
+class CommitOutcomeUnknown(ClientDisconnected):
+    """A commit was sent and no answer could be had in time: it may be committed or not.
+
+    Ask again with `storage.commit_outcome(error)`: it sends the same transaction under the same id, which
+    the cluster commits at most once, and returns its tid or raises what a commit raises. Do not simply run the
+    transaction again.
+    """
+
+    def __init__(self, message: str, transaction_id: bytes = b"", body: bytes = b"") -> None:
+        super().__init__(message)
+        self.transaction_id = transaction_id
+        self.body = body
+
+
+class ProtocolMismatch(ClusterError):
+    """A node speaks another version of the protocol."""
+
+
+class WrongCluster(ClusterError):
+    """A node belongs to another cluster than the one this client has seen."""
+
+
+class RequestRefused(ClusterError):
+    """A node answered with a Failure that asking again would not change."""
+
+    def __init__(self, failure: pb.Failure) -> None:
+        super().__init__(f"{pb.Reason.Name(failure.reason)}: {failure.message}")
+        self.failure = failure
+
+    @property
+    def reason(self) -> int:
+        return self.failure.reason
+
+
+class LeaseExpired(ClusterError, TransientError):  # type: ignore[misc]
+    """A vote's reservation ran out before the transaction was finished: it is aborted; run it again."""
+
+
+class RecordTooLarge(ClusterError):
+    """A record or a transaction is over the cluster's limit (bytes)."""

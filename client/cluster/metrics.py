@@ -1,0 +1,72 @@
+"""What a client counts, for prometheus. Several storages may share a registry; the label `storage` tells them
+apart."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+
+class _Families:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"raftstorage_client_{name}", text, ("storage", *labels), registry=registry)
+
+        self.commits = counter("commits", "Transactions committed.")
+        self.conflicts = counter("conflicts", "Conflicts: write, read, resolved.", "kind")
+        self.retries = counter("retries", "Requests sent again, or to one more replica.", "call")
+        self.failovers = counter("failovers", "Times that another leader took over.")
+        self.disconnects = counter("disconnects", "Streams to replicas that were lost.")
+        self.leader = Gauge(
+            "raftstorage_client_leader", "Node id of the leader; 0: none known.", ("storage",), registry=registry
+        )
+        self.seconds = Histogram(
+            "raftstorage_client_call_seconds",
+            "From call to answer, retries included.",
+            ("storage", "call"),
+            buckets=BUCKETS,
+            registry=registry,
+        )
+
+
+_families: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class Metrics:
+    """One storage's metrics in a registry (default: the process's)."""
+
+    def __init__(self, storage: str, registry: CollectorRegistry | None = None) -> None:
+        registry = REGISTRY if registry is None else registry
+        with _lock:
+            families = _families.get(registry)
+            if families is None:
+                families = _families[registry] = _Families(registry)
+        self._families = families
+        self._storage = storage
+        self.commits = families.commits.labels(storage)
+        self.failovers = families.failovers.labels(storage)
+        self.disconnects = families.disconnects.labels(storage)
+        self.leader = families.leader.labels(storage)
+        self._seconds: dict[str, Histogram] = {}
+        self._retries: dict[str, Counter] = {}
+
+    def conflict(self, kind: str) -> None:
+        """`kind`: write, read or resolved."""
+        self._families.conflicts.labels(self._storage, kind).inc()
+
+    def observe(self, call: str, seconds: float) -> None:
+        child = self._seconds.get(call)
+        if child is None:
+            child = self._seconds[call] = self._families.seconds.labels(self._storage, call)
+        child.observe(seconds)
+
+    def retry(self, call: str) -> None:
+        child = self._retries.get(call)
+        if child is None:
+            child = self._retries[call] = self._families.retries.labels(self._storage, call)
+        child.inc()

@@ -1,0 +1,159 @@
+"""Restoring many transactions: a window of Commits under way on the leader's stream, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from raftstorage.proto import storage_pb2 as pb
+
+from ..cluster import Call, Cluster
+from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
+from ..cluster.loop import Waiter
+from ..cluster.policy import RETRY_LEAD
+from .tpc import as_bytes
+
+WINDOW_TRANSACTIONS = 64
+WINDOW_BYTES = 16 << 20
+RETRY_SECONDS = 0.1
+
+
+@dataclass(slots=True)
+class _Restore:
+    tid: bytes
+    call: Call
+    size: int
+    answer: Waiter[pb.Event | None] | None = None
+
+
+def restore_all(
+    cluster: Cluster,
+    transactions: Iterable[Any],
+    progress: Callable[[int, int], object] | None,
+    delivery_timeout: float,
+) -> None:
+    """Commits each with its own tid. RequestRefused when the cluster refuses one; ClientDisconnected when no
+    leader answers for the cluster's commit_timeout. What was restored before an error stays."""
+    window: deque[_Restore] = deque()
+    sender = _Sender(cluster, window)
+    done = 0
+    volume = 0
+    last = b""
+    source = iter(transactions)
+    more = True
+    while more or window:
+        while more and sender.may_take():
+            transaction = next(source, None)
+            if transaction is None:
+                more = False
+            else:
+                window.append(_prepare(cluster, transaction))
+                sender.send_new()
+        if window:
+            restored = sender.settle_first()
+            done += 1
+            volume += restored.size
+            last = restored.tid
+            cluster.metrics.commits.inc()
+            if progress is not None:
+                progress(done, volume)
+    if last:
+        cluster.feed.wait_for(last, delivery_timeout)
+
+
+class _Sender:
+    """Keeps a window under way. After any trouble it starts again with the oldest, alone, so that a leader
+    which only just took over cannot refuse one and accept the next."""
+
+    def __init__(self, cluster: Cluster, window: deque[_Restore]) -> None:
+        self._cluster = cluster
+        self._window = window
+        self._address = ""
+        self._steady = False  # the first one went through at this leader
+        self._sent = 0  # so many of the window are under way
+        self._bytes = 0
+
+    def may_take(self) -> bool:
+        window = self._window
+        return not window or (len(window) < WINDOW_TRANSACTIONS and sum(one.size for one in window) < WINDOW_BYTES)
+
+    def send_new(self) -> None:
+        while self._address and self._sent < (len(self._window) if self._steady else min(1, len(self._window))):
+            one = self._window[self._sent]
+            one.answer = self._cluster.post(self._address, one.call)
+            self._sent += 1
+
+    def settle_first(self) -> _Restore:
+        """Returns the oldest once it is committed."""
+        deadline = time.monotonic() + self._cluster.commit_timeout
+        while True:
+            if not self._address:
+                self._address = self._find_leader(deadline)
+            self.send_new()
+            first = self._window[0]
+            if first.answer is None:
+                raise AssertionError("the oldest transaction was not sent")
+            try:
+                event = first.answer.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                raise ClientDisconnected("no leader answered a restore in time") from None
+            if event is not None and event.HasField("committed"):
+                self._window.popleft()
+                self._sent -= 1
+                self._steady = True
+                return first
+            if event is not None and event.failure.reason not in RETRY_LEAD:
+                raise RequestRefused(event.failure)
+            self._start_again()
+            if time.monotonic() >= deadline:
+                raise ClientDisconnected("no leader accepted a restore in time")
+
+    def _start_again(self) -> None:
+        self._cluster.metrics.retry("commit")
+        self._address = ""
+        self._steady = False
+        self._sent = 0
+        for one in self._window:
+            one.answer = None
+
+    def _find_leader(self, deadline: float) -> str:
+        pause = threading.Event()
+        while True:
+            # A read that the leader confirms: it returns when there is one, wherever it is.
+            self._cluster.read_point(max(0.0, deadline - time.monotonic()))
+            address = self._cluster.leader_address()
+            if address is not None:
+                return address
+            if time.monotonic() >= deadline:
+                raise ClientDisconnected("no leader was found in time")
+            pause.wait(RETRY_SECONDS)
+
+
+def _prepare(cluster: Cluster, transaction: Any) -> _Restore:
+    message = pb.Transaction(
+        user=as_bytes(transaction.user),
+        description=as_bytes(transaction.description),
+        extension=transaction.extension_bytes,
+        tid=transaction.tid,
+        status=as_bytes(transaction.status),
+    )
+    records: dict[bytes, pb.NewRecord] = {}
+    for record in transaction:
+        data = record.data
+        records.pop(record.oid, None)  # a transaction undone more than once may hold an oid twice: the last counts
+        records[record.oid] = pb.NewRecord(
+            oid=record.oid, data=data or b"", no_data=data is None, data_tid=record.data_txn or b""
+        )
+    message.records.extend(records.values())
+    body = message.SerializeToString()
+    limit = cluster.limits.max_transaction_bytes
+    if limit and len(body) > limit:
+        raise RecordTooLarge(f"transaction {transaction.tid.hex()} has {len(body)} bytes, the limit is {limit}")
+    transaction_id = hashlib.sha256(body).digest()[:16]  # the same again: the same id, committed once
+    call = Call("commit", pb.Commit(transaction_id=transaction_id, transaction=body))
+    return _Restore(transaction.tid, call, len(body))

@@ -1,0 +1,90 @@
+"""The cluster layer's errors as ZODB's users know them. Each is also a ZODB.POSException.StorageError."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from raftstorage.proto import storage_pb2 as pb
+from ZODB import POSException
+
+from ..cluster import errors as cluster
+
+
+class ClientDisconnected(cluster.ClientDisconnected, POSException.StorageError):  # type: ignore[misc]
+    __doc__ = cluster.ClientDisconnected.__doc__
+
+
+class CommitOutcomeUnknown(cluster.CommitOutcomeUnknown, ClientDisconnected):
+    __doc__ = cluster.CommitOutcomeUnknown.__doc__
+
+
+class ProtocolMismatch(cluster.ProtocolMismatch, POSException.StorageError):  # type: ignore[misc]
+    __doc__ = cluster.ProtocolMismatch.__doc__
+
+
+class WrongCluster(cluster.WrongCluster, POSException.StorageError):  # type: ignore[misc]
+    __doc__ = cluster.WrongCluster.__doc__
+
+
+class LeaseExpired(cluster.LeaseExpired, POSException.StorageTransactionError):  # type: ignore[misc]
+    __doc__ = cluster.LeaseExpired.__doc__
+
+
+class RecordTooLarge(cluster.RecordTooLarge, POSException.TransactionTooLargeError):  # type: ignore[misc]
+    __doc__ = cluster.RecordTooLarge.__doc__
+
+
+def conflict(failure: pb.Failure, data: bytes | None = None) -> Exception:
+    """The ConflictError or ReadConflictError of a failure; `data`: the record that was refused."""
+    serials = (failure.serial or b"\0" * 8, failure.expected_serial or b"\0" * 8)
+    if failure.reason == pb.READ_CONFLICT:
+        return POSException.ReadConflictError(oid=failure.oid, serials=serials)  # type: ignore[no-any-return]
+    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data)  # type: ignore[no-any-return]
+
+
+def refusal(failure: pb.Failure) -> Exception:
+    """What a failure is called in ZODB."""
+    text = failure.message or pb.Reason.Name(failure.reason)
+    match failure.reason:
+        case pb.NO_SUCH_OBJECT:
+            return POSException.POSKeyError(failure.oid)  # type: ignore[no-any-return]
+        case pb.CONFLICT | pb.READ_CONFLICT:
+            return conflict(failure)
+        case pb.TOO_LARGE:
+            return RecordTooLarge(text)
+        case pb.READ_ONLY:
+            return POSException.ReadOnlyError(text)  # type: ignore[no-any-return]
+        case pb.LEASE_EXPIRED:
+            return LeaseExpired(text)
+        case pb.UNKNOWN_VOTE | pb.STALE_TID:
+            return POSException.StorageTransactionError(text)  # type: ignore[no-any-return]
+        case pb.PROTOCOL_MISMATCH:
+            return ProtocolMismatch(text)
+        case pb.WRONG_CLUSTER:
+            return WrongCluster(text)
+        case pb.LAGGING | pb.BUSY | pb.STOPPING | pb.NOT_LEADER | pb.LEADERSHIP_LOST:
+            return ClientDisconnected(text)
+        case pb.INTERNAL:
+            return POSException.StorageSystemError(text)  # type: ignore[no-any-return]
+        case _:
+            return POSException.StorageError(text)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def as_zodb(oid: bytes = b"") -> Iterator[None]:
+    """Errors of the cluster layer raised inside come out as ZODB's. `oid`: for a POSKeyError without one."""
+    try:
+        yield
+    except cluster.RequestRefused as error:
+        if error.reason == pb.NO_SUCH_OBJECT:
+            raise POSException.POSKeyError(error.failure.oid or oid) from None
+        raise refusal(error.failure) from error
+    except cluster.CommitOutcomeUnknown as error:
+        raise CommitOutcomeUnknown(str(error), error.transaction_id, error.body) from error
+    except cluster.ClientDisconnected as error:
+        raise ClientDisconnected(str(error)) from error
+    except cluster.ProtocolMismatch as error:
+        raise ProtocolMismatch(str(error)) from error
+    except cluster.WrongCluster as error:
+        raise WrongCluster(str(error)) from error

@@ -1,0 +1,299 @@
+"""ZODB's storage on a cluster: `ZODB.DB(ClientStorage("a:7441,b:7441,c:7441"))`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import zope.interface
+from persistent.TimeStamp import TimeStamp
+from prometheus_client import CollectorRegistry
+from raftstorage.proto import storage_pb2 as pb
+from ZODB import POSException, interfaces
+from ZODB._compat import loads
+from ZODB.ConflictResolution import ConflictResolvingStorage
+
+from ..cluster import Call, Cluster
+from ..cluster.cluster import DELIVERY_SECONDS
+from .bulk import restore_all
+from .errors import CommitOutcomeUnknown, as_zodb
+from .iteration import TransactionIterator
+from .oids import Oids
+from .tpc import Begun, Phase, Voted
+
+Z64 = b"\0" * 8
+
+
+def _next(tid: bytes) -> bytes:
+    return (int.from_bytes(tid) + 1).to_bytes(8)
+
+
+@zope.interface.implementer(
+    interfaces.IMultiCommitStorage,
+    interfaces.ReadVerifyingStorage,
+    interfaces.IStorageIteration,
+    interfaces.IStorageRestoreable,
+)
+class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
+    """One client's storage; for any number of threads. Open it after `os.fork()`, never before.
+
+    `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
+    learnt. ValueError when one is malformed. `read_only`: refuses to write (ReadOnlyError). `wait`: wait up to
+    `wait_timeout` seconds for the first node to be reached; otherwise one second. Later calls wait that long for
+    a replica or leader, then raise ClientDisconnected (a TransientError). `commit_timeout`: seconds that the
+    outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`: "snapshot": a connection's
+    snapshot is what this client has seen; "linearizable": a transaction's begin asks the cluster, and sees
+    every commit acknowledged before. `name`: for logs and metrics. `registry`: of prometheus metrics.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Iterable[str],
+        *,
+        read_only: bool = False,
+        wait: bool = True,
+        wait_timeout: float = 30.0,
+        commit_timeout: float = 60.0,
+        consistency: Literal["snapshot", "linearizable"] = "snapshot",
+        name: str | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        if consistency not in ("snapshot", "linearizable"):
+            raise ValueError(f"consistency must be 'snapshot' or 'linearizable', not {consistency!r}")
+        self.cluster = Cluster(
+            addresses,
+            name=name or "raftstorage",
+            read_only=read_only,
+            wait_timeout=wait_timeout,
+            commit_timeout=commit_timeout,
+            registry=registry,
+        )
+        self.delivery_timeout = DELIVERY_SECONDS
+        self._name = name or ",".join(self.cluster.addresses)
+        self._read_only = read_only
+        self._linearizable = consistency == "linearizable"
+        self._oids = Oids(self.cluster)
+        self._commit_lock = threading.Lock()
+        self._phase: Phase | None = None
+        with as_zodb():
+            self.cluster.open(patience=wait_timeout if wait else min(wait_timeout, 1.0))
+
+    # ---- about -----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self.cluster.close()
+
+    def getName(self) -> str:  # noqa: N802
+        return self._name
+
+    def sortKey(self) -> str:  # noqa: N802
+        return f"raftstorage:{self.cluster.cluster_id}"
+
+    def isReadOnly(self) -> bool:  # noqa: N802
+        return self._read_only
+
+    def supportsUndo(self) -> bool:  # noqa: N802
+        return False
+
+    def getSize(self) -> int:  # noqa: N802
+        return self._size().bytes
+
+    def __len__(self) -> int:
+        return self._size().objects
+
+    def __bool__(self) -> bool:
+        return True  # an empty storage is one
+
+    def _size(self) -> pb.SizeReply:
+        with as_zodb():
+            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last).size
+
+    def registerDB(self, wrapper: Any) -> None:  # noqa: N802
+        super().registerDB(wrapper)
+        feed = self.cluster.feed
+        with feed.lock:
+            feed.sink = wrapper.invalidate
+
+    def pack(self, pack_time: float, referencesf: Any, gc: bool = True) -> None:
+        raise POSException.Unsupported("pack")
+
+    # ---- reading ---------------------------------------------------------------------------------------
+
+    def lastTransaction(self) -> bytes:  # noqa: N802
+        return self.cluster.feed.last_transaction()
+
+    def sync(self, force: bool = True) -> None:
+        """Brings lastTransaction() up to date: to the cluster's if linearizable, else to what this client got."""
+        if self._linearizable and force:
+            with as_zodb():
+                self.cluster.feed.wait_for(self.cluster.read_point(), self.delivery_timeout)
+        else:
+            self.cluster.feed.last_transaction()
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:  # noqa: N802
+        """(data, serial, next serial or None); None when the object is younger; POSKeyError.
+
+        Nothing newer than lastTransaction() is returned, whatever `tid`: what is not invalidated yet is not there.
+        """
+        snapshot = self.cluster.feed.last
+        clamped = False
+        if tid > _next(snapshot):
+            snapshot = self.cluster.feed.last_transaction()
+            clamped = tid > _next(snapshot)
+        before = _next(snapshot) if clamped else tid
+        at_least = snapshot if clamped or before == Z64 else _before(before)
+        with as_zodb(oid):
+            event = self.cluster.read(
+                Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least)), at_least
+            )
+        record = event.record
+        if not record.serial:
+            return None
+        later = record.next_serial or None
+        if clamped:
+            later = None  # it is the current one at this snapshot
+        return record.data, record.serial, later
+
+    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
+        """(data, serial) of the current revision. POSKeyError."""
+        found = self.loadBefore(oid, b"\x7f" + b"\xff" * 7)
+        if found is None:
+            raise POSException.POSKeyError(oid)
+        return found[:2]
+
+    def getTid(self, oid: bytes) -> bytes:  # noqa: N802
+        return self.load(oid)[1]
+
+    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:  # noqa: N802
+        last = self.cluster.feed.last
+        at_least = min(serial, last)
+        with as_zodb(oid):
+            call = Call("load_serial", pb.LoadSerial(oid=oid, serial=serial, at_least=at_least))
+            return self.cluster.read(call, at_least).record.data
+
+    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
+        """Newest first; see IStorage. POSKeyError (a KeyError) for an unknown oid."""
+        last = self.lastTransaction()
+        with as_zodb(oid):
+            call = Call("history", pb.History(oid=oid, size=max(1, min(size, 10_000)), at_least=last))
+            revisions = self.cluster.read(call, last).history.revisions
+        found = []
+        for revision in revisions:
+            entry: dict[str, Any] = dict(loads(revision.extension)) if revision.extension else {}
+            entry.update(
+                time=TimeStamp(revision.tid).timeTime(),
+                tid=revision.tid,
+                serial=revision.tid,
+                user_name=revision.user,
+                description=revision.description,
+                size=revision.size,
+            )
+            found.append(entry)
+        return found
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> TransactionIterator:
+        last = self.lastTransaction()
+        return TransactionIterator(self.cluster, start, last if stop is None else min(stop, last))
+
+    # ---- writing ---------------------------------------------------------------------------------------
+
+    def new_oid(self) -> bytes:
+        self._want_writable()
+        with as_zodb():
+            return self._oids.new()
+
+    def tpc_begin(self, transaction: Any, tid: bytes | None = None, status: str | bytes = " ") -> None:
+        self._want_writable()
+        phase = self._phase
+        if phase is not None and phase.transaction is transaction:
+            raise POSException.StorageTransactionError("tpc_begin was called for this transaction before")
+        self._commit_lock.acquire()
+        try:
+            self._phase = Begun(self, transaction, tid, status)
+        except BaseException:
+            self._commit_lock.release()
+            raise
+
+    def store(self, oid: bytes, serial: bytes | None, data: bytes, version: str, transaction: Any) -> None:
+        self._want_writable()
+        if version:
+            raise POSException.Unsupported("versions")
+        self._begun(transaction).store(oid, serial, data)
+
+    def restore(
+        self, oid: bytes, serial: bytes, data: bytes | None, version: str, prev_txn: bytes | None, transaction: Any
+    ) -> None:
+        self._want_writable()
+        self._begun(transaction).restore(oid, data, prev_txn)
+
+    def checkCurrentSerialInTransaction(  # noqa: N802
+        self, oid: bytes, serial: bytes, transaction: Any
+    ) -> None:
+        self._begun(transaction).check(oid, serial)
+
+    def tpc_vote(self, transaction: Any) -> Sequence[bytes] | None:
+        self._phase = voted = self._begun(transaction).vote()
+        return voted.resolved or None
+
+    def tpc_finish(self, transaction: Any, func: Callable[[bytes], object] = lambda tid: None) -> bytes:
+        phase = self._phase
+        if not isinstance(phase, Voted) or phase.transaction is not transaction:
+            raise POSException.StorageTransactionError("tpc_finish without tpc_vote, or for another transaction")
+        try:
+            return phase.finish(func)
+        finally:
+            self._end()
+
+    def tpc_abort(self, transaction: Any) -> None:
+        phase = self._phase
+        if phase is not None and phase.transaction is transaction:
+            try:
+                phase.abort()
+            finally:
+                self._end()
+
+    def tpc_transaction(self) -> Any:
+        """The transaction that is being committed, or None."""
+        phase = self._phase
+        return None if phase is None else phase.transaction
+
+    def commit_outcome(self, unknown: CommitOutcomeUnknown) -> bytes:
+        """Asks again what became of a commit whose outcome was unknown: its tid, or raises as tpc_finish does."""
+        with as_zodb():
+            tid = self.cluster.commit(unknown.transaction_id, unknown.body)
+            self.cluster.feed.wait_for(tid, self.delivery_timeout)
+        return tid
+
+    def copyTransactionsFrom(  # noqa: N802
+        self, other: Any, *, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        """Restores all transactions of another storage, in order, with their tids and metadata.
+
+        Many are under way at once; after a failover it goes on where it was. `progress(transactions, bytes)`
+        is called after each. Records are copied as they are; a storage that already has later transactions
+        refuses (StorageTransactionError).
+        """
+        self._want_writable()
+        with self._commit_lock, as_zodb():
+            restore_all(self.cluster, other.iterator(), progress, self.delivery_timeout)
+
+    def _want_writable(self) -> None:
+        if self._read_only:
+            raise POSException.ReadOnlyError
+
+    def _begun(self, transaction: Any) -> Begun:
+        phase = self._phase
+        if not isinstance(phase, Begun) or phase.transaction is not transaction:
+            raise POSException.StorageTransactionError(
+                "not the transaction that was begun, or it is voted already"
+            )
+        return phase
+
+    def _end(self) -> None:
+        self._phase = None
+        self._commit_lock.release()
+
+
+def _before(tid: bytes) -> bytes:
+    return (int.from_bytes(tid) - 1).to_bytes(8)

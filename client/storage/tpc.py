@@ -1,0 +1,166 @@
+"""A transaction's way through two-phase commit: Begun, then Voted. Each phase is an object."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raftstorage.proto import storage_pb2 as pb
+from ZODB import POSException
+
+from ..cluster import Call
+from .errors import RecordTooLarge, as_zodb, conflict
+
+if TYPE_CHECKING:
+    from .storage import ClientStorage
+
+Z64 = b"\0" * 8
+VOTE_ROUNDS = 10  # of conflict resolution before a ConflictError: others were faster each time
+
+
+def as_bytes(text: str | bytes) -> bytes:
+    return text.encode("utf-8") if isinstance(text, str) else bytes(text)
+
+
+class Begun:
+    """Collects what a transaction changes. Nothing leaves the client before `vote`."""
+
+    def __init__(self, storage: ClientStorage, transaction: Any, tid: bytes | None, status: str | bytes) -> None:
+        self.storage = storage
+        self.transaction = transaction
+        self.transaction_id = os.urandom(16)
+        self.message = pb.Transaction(
+            user=as_bytes(transaction.user),
+            description=as_bytes(transaction.description),
+            extension=transaction.extension_bytes,
+            tid=tid or b"",
+            status=as_bytes(status),
+        )
+        self._records: dict[bytes, pb.NewRecord] = {}
+        self._checks: dict[bytes, bytes] = {}
+        self._bytes = 0
+
+    @property
+    def restoring(self) -> bool:
+        return bool(self.message.tid)
+
+    def store(self, oid: bytes, serial: bytes | None, data: bytes) -> None:
+        self._put(pb.NewRecord(oid=oid, base_serial=serial or Z64, data=data))
+
+    def restore(self, oid: bytes, data: bytes | None, hint: bytes | None) -> None:
+        self._put(pb.NewRecord(oid=oid, data=data or b"", no_data=data is None, data_tid=hint or b""))
+
+    def check(self, oid: bytes, serial: bytes) -> None:
+        self._checks[oid] = serial
+
+    def _put(self, record: pb.NewRecord) -> None:
+        limits = self.storage.cluster.limits
+        size = len(record.data)
+        if limits.max_record_bytes and size > limits.max_record_bytes:
+            raise RecordTooLarge(
+                f"record of object {record.oid.hex()} has {size} bytes, the limit is {limits.max_record_bytes}"
+            )
+        earlier = self._records.pop(record.oid, None)
+        self._bytes += size - (len(earlier.data) if earlier is not None else 0)
+        if limits.max_transaction_bytes and self._bytes > limits.max_transaction_bytes:
+            raise RecordTooLarge(
+                f"transaction has {self._bytes} bytes or more, the limit is {limits.max_transaction_bytes}"
+            )
+        self._records[record.oid] = record
+
+    def body(self) -> bytes:
+        """The serialized Transaction. RecordTooLarge when it is over the cluster's limit."""
+        del self.message.records[:], self.message.checks[:]
+        self.message.records.extend(self._records.values())
+        self.message.checks.extend(
+            pb.Check(oid=oid, serial=serial) for oid, serial in self._checks.items() if oid not in self._records
+        )
+        body = self.message.SerializeToString()
+        limit = self.storage.cluster.limits.max_transaction_bytes
+        if limit and len(body) > limit:
+            raise RecordTooLarge(f"transaction has {len(body)} bytes, the limit is {limit}")
+        return body
+
+    def vote(self) -> Voted:
+        """Has the leader check and reserve; conflicts are resolved here, where the classes are, and voted again.
+
+        ConflictError and ReadConflictError when they cannot be. A restored transaction is not voted on.
+        """
+        if self.restoring:
+            return Voted(self, self.body(), "", [])
+        cluster = self.storage.cluster
+        resolved: dict[bytes, None] = {}
+        for _ in range(VOTE_ROUNDS):
+            body = self.body()
+            call = Call("vote", pb.Vote(transaction_id=self.transaction_id, transaction=body))
+            with as_zodb():
+                event, voted_at = cluster.lead(call)
+            conflicts = event.vote.conflicts
+            if not conflicts:
+                return Voted(self, body, voted_at, list(resolved))
+            for failure in conflicts:
+                self._resolve(failure)
+                resolved[failure.oid] = None
+        cluster.metrics.conflict("write")
+        raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
+
+    def _resolve(self, failure: pb.Failure) -> None:
+        """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
+        metrics = self.storage.cluster.metrics
+        record = self._records.get(failure.oid)
+        if failure.reason == pb.READ_CONFLICT or record is None:
+            metrics.conflict("read")
+            raise conflict(failure)
+        committed = failure.serial or Z64
+        base = record.base_serial or Z64
+        if base == Z64 or committed == Z64:  # no common ancestor: two objects with one oid
+            metrics.conflict("write")
+            raise conflict(failure, record.data)
+        try:
+            data = self.storage.tryToResolveConflict(failure.oid, committed, base, record.data, failure.data)
+        except POSException.ConflictError:
+            metrics.conflict("write")
+            raise
+        metrics.conflict("resolved")
+        self._put(pb.NewRecord(oid=record.oid, base_serial=committed, data=data))
+
+    def abort(self) -> None:
+        pass
+
+
+class Voted:
+    """Reserved at the leader (or ready to be restored): `finish` or `abort`."""
+
+    def __init__(self, begun: Begun, body: bytes, voted_at: str, resolved: list[bytes]) -> None:
+        self.storage = begun.storage
+        self.transaction = begun.transaction
+        self.transaction_id = begun.transaction_id
+        self.resolved = resolved
+        self._body = body
+        self._voted_at = voted_at
+        self._oids = [record.oid for record in begun.message.records]
+
+    def finish(self, callback: Callable[[bytes], object]) -> bytes:
+        """The tid. `callback(tid)` is called before anyone sees it. CommitOutcomeUnknown, LeaseExpired; after a
+        failover also ConflictError, when the new leader could not know of the reservation."""
+        cluster = self.storage.cluster
+        feed = cluster.feed
+        feed.hold(self._oids)
+        try:
+            with as_zodb():
+                tid = cluster.commit(self.transaction_id, self._body, voted_at=self._voted_at)
+        except BaseException:
+            feed.release()
+            raise
+        with as_zodb():
+            feed.finish(tid, callback, self.storage.delivery_timeout)
+        return tid
+
+    def abort(self) -> None:
+        if self._voted_at:
+            call = Call("abort", pb.Abort(transaction_id=self.transaction_id))
+            self.storage.cluster.tell(self._voted_at, call)
+
+
+Phase = Begun | Voted
