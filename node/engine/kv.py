@@ -9,7 +9,7 @@ from typing import Protocol
 #: (family, key, value); value None deletes.
 Change = tuple[str, bytes, bytes | None]
 
-#: Families: records (oid + tid), transactions (tid), ids (transaction id), id_order (log index), meta.
+#: Families of keys: records (oid + tid), transactions (tid), ids (transaction id), id_order (log index), meta.
 FAMILIES = ("records", "transactions", "ids", "id_order", "meta")
 
 

@@ -1,7 +1,8 @@
 """The engine on RocksDB.
 
 RocksDB writes no log of its own: ours is replayed from the applied index. What must hold is that a crash loses a
-tail of whole batches, in all column families together; hence atomic flushes.
+tail of whole batches. All families share one column family, told apart by the first byte of the key: then a flush
+is atomic by itself. (With several, `atomic_flush` covers the automatic flushes but not one asked for by hand.)
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from raftstorage.node.engine.state import RETENTION, StateMachine
 def _options() -> rocksdict.Options:
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
-    options.create_missing_column_families(True)
-    options.set_atomic_flush(True)
     options.set_paranoid_checks(True)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_write_buffer_size(32 << 20)
@@ -27,38 +26,41 @@ def _options() -> rocksdict.Options:
     return options
 
 
+_PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
+
+
 class RocksStore:
     """A KeyValueStore in a folder of its own. EngineError when RocksDB cannot open it."""
 
     def __init__(self, directory: Path) -> None:
-        families = {family: _options() for family in FAMILIES}
         try:
-            self._db = rocksdict.Rdict(str(directory), _options(), column_families=families)
+            self._db = rocksdict.Rdict(str(directory), _options())
         except Exception as error:  # rocksdict raises bare Exception
             raise EngineError(f"cannot open the database in {directory}: {error}") from error
-        self._families = {family: self._db.get_column_family(family) for family in FAMILIES}
-        self._handles = {family: self._db.get_column_family_handle(family) for family in FAMILIES}
         self._unlogged = rocksdict.WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # its stub is wrong
 
     def get(self, family: str, key: bytes) -> bytes | None:
-        value: bytes | None = self._families[family].get(key)
+        """See KeyValueStore."""
+        value: bytes | None = self._db.get(_PREFIXES[family] + key)
         return value
 
     def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
         """See KeyValueStore."""
-        pairs = self._families[family].iter()
-        pairs.seek_for_prev(key)
+        prefix = _PREFIXES[family]
+        pairs = self._db.iter()
+        pairs.seek_for_prev(prefix + key)
         found = None
         if pairs.valid():
-            found = (pairs.key(), pairs.value())
+            if (at := pairs.key())[:1] == prefix:
+                found = (at[1:], pairs.value())
             pairs.next()
         else:
             self._check(pairs)
-            pairs.seek_to_first()
+            pairs.seek(prefix + key)
         following = pairs.key() if pairs.valid() else None
         self._check(pairs)
-        return found, following
+        return found, following[1:] if following is not None and following[:1] == prefix else None
 
     def _check(self, pairs: rocksdict.RdictIter) -> None:
         try:
@@ -68,19 +70,21 @@ class RocksStore:
 
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See KeyValueStore."""
-        pairs = self._families[family].iter()
-        pairs.seek(start)
-        while pairs.valid():
-            yield pairs.key(), pairs.value()
+        prefix = _PREFIXES[family]
+        pairs = self._db.iter()
+        pairs.seek(prefix + start)
+        while pairs.valid() and (key := pairs.key())[:1] == prefix:
+            yield key[1:], pairs.value()
             pairs.next()
         self._check(pairs)
 
     def scan_back(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See KeyValueStore."""
-        pairs = self._families[family].iter()
-        pairs.seek_for_prev(start)
-        while pairs.valid():
-            yield pairs.key(), pairs.value()
+        prefix = _PREFIXES[family]
+        pairs = self._db.iter()
+        pairs.seek_for_prev(prefix + start)
+        while pairs.valid() and (key := pairs.key())[:1] == prefix:
+            yield key[1:], pairs.value()
             pairs.prev()
         self._check(pairs)
 
@@ -89,16 +93,15 @@ class RocksStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         for family, key, value in changes:
             if value is None:
-                batch.delete(key, self._handles[family])
+                batch.delete(_PREFIXES[family] + key)
             else:
-                batch.put(key, value, self._handles[family])
+                batch.put(_PREFIXES[family] + key, value)
         self._db.write(batch, self._unlogged)
 
     def bytes_used(self) -> int:
         """See KeyValueStore."""
         return sum(
-            int(each.property_int_value(name) or 0)
-            for each in self._families.values()
+            int(self._db.property_int_value(name) or 0)
             for name in ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
         )
 
@@ -108,11 +111,6 @@ class RocksStore:
 
     def close(self) -> None:
         """The folder may be opened again afterwards."""
-        for family in self._families.values():
-            family.close()
-        # Handles keep RocksDB, and with it the folder's lock, alive.
-        self._families.clear()
-        self._handles.clear()
         self._db.close()
 
 
