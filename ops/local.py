@@ -275,6 +275,7 @@ class LocalCluster:
                 return next(i for i in range(len(self)) if self.address(i) == found.address)
             if timeout is None:
                 return None
+            self._check_for_failures()
             if time.monotonic() > deadline:
                 states = "; ".join(f"{s.address} {s.reply.role if s.reply else s.error}" for s in statuses)
                 raise ClusterError(f"no leader after {timeout} s ({states or 'no node runs'})")
@@ -340,6 +341,17 @@ class LocalCluster:
         self._forget(i)
         why = "did not come up in time" if code is None else f"ended with exit code {code}"
         raise ClusterError(f"node {self.node_id(i)} {why}:\n{self._log_tail(i)}")
+
+    def _check_for_failures(self) -> None:
+        """ClusterError when so many nodes ended by themselves that the rest is no majority."""
+        ended = [i for i, process in self._processes.items() if process.popen.poll() is not None]
+        if ended and 2 * (len(self) - len(ended)) <= len(self):
+            i = ended[0]
+            code = self._process(i).popen.returncode
+            raise ClusterError(
+                f"no majority: {len(ended)} nodes ended, node {self.node_id(i)} with exit code {code}:\n"
+                + self._log_tail(i)
+            )
 
     def _log_tail(self, i: int, lines: int = 12) -> str:
         with self.log_path(i).open("rb") as file:

@@ -41,17 +41,25 @@ class Totals:
         self._hash = hashlib.sha256()
 
     def add(self, transaction: Any) -> int:
-        """Counts one transaction of an iterator, records and all; its bytes in a Data.fs."""
+        """Counts one transaction of an iterator, records and all; its bytes in a Data.fs.
+
+        Several undos in one transaction may have left it more than one record of an object: the last one is the
+        object's state, and the only one that counts.
+        """
         user, description = _as_bytes(transaction.user), _as_bytes(transaction.description)
         extension = transaction.extension_bytes
         size = _TRANSACTION_BYTES + len(user) + len(description) + len(extension)
         self._feed(transaction.tid, _as_bytes(transaction.status), user, description, extension)
+        records: dict[bytes, Any] = {}
         for record in transaction:
             repeats = record.data is None or record.data_txn is not None
             size += _RECORD_BYTES + (_POINTER_BYTES if repeats else len(record.data))
+            records.pop(record.oid, None)
+            records[record.oid] = record
+        for record in records.values():
             self._feed(record.oid, record.tid, b"-" if record.data is None else b"+" + record.data)
-            self.records += 1
         self._feed(b"end")
+        self.records += len(records)
         self.transactions += 1
         self.file_bytes += size
         self.last_tid = transaction.tid
@@ -82,7 +90,6 @@ class _Source:
         del start, stop  # copyTransactionsFrom asks for everything
         for transaction in self._open_iterator():
             yield transaction
-            # The consumer is done with it: only now has it arrived on the other side.
             self._on_transaction(self.totals.add(transaction))
 
 
