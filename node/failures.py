@@ -48,3 +48,11 @@ def conflict_failure(conflict: Conflict, engine: Engine) -> pb.Failure:
         except KeyError:
             answer.data = b""  # it was deleted, or never existed: there is nothing to resolve with
     return answer
+
+
+def lost() -> pb.Event:
+    return failed(pb.LEADERSHIP_LOST, "leadership was lost; ask again with the same transaction id")
+
+
+def not_leader() -> pb.Event:
+    return failed(pb.NOT_LEADER, "this node does not lead")

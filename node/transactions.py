@@ -12,14 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Applied, Engine
-from raftstorage.node.failures import conflict_failure, failed
+from raftstorage.node.failures import conflict_failure, failed, lost, not_leader
+from raftstorage.node.oids import OidBlocks, Reply
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.proto import storage_pb2 as pb
 
-Reply = Callable[[pb.Event], None]
-
-#: Oids are taken from the log in blocks of at least this many.
-OID_BLOCK = 4096
 _SECOND_UNIT = 60.0 / (1 << 32)
 
 
@@ -82,11 +79,11 @@ class _Work:
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A proposal whose outcome is not known yet. `work` None: an AllocateCommand."""
+    """A proposed transaction whose outcome is not known yet."""
 
     term: int
     replies: list[Reply]
-    work: _Work | None = None
+    work: _Work
 
 
 class Coordinator:
@@ -114,10 +111,7 @@ class Coordinator:
         self._expired: OrderedDict[bytes, None] = OrderedDict()
         self._writers: dict[bytes, bytes] = {}  # oid -> transaction id
         self._readers: dict[bytes, set[bytes]] = {}
-        self._next_oid = self._end_oid = 0
-        self._oid_waiters: deque[tuple[int, Reply]] = deque()
-        self._allocating = False
-        self._asked = 0
+        self._oids = OidBlocks(propose, term)
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -174,8 +168,7 @@ class Coordinator:
             self._expire(work, now)
 
     def allocate_oids(self, count: int, reply: Reply) -> None:
-        self._oid_waiters.append((count, reply))
-        self._serve_oids()
+        self._oids.allocate(count, reply)
 
     # ---- what the node tells -------------------------------------------------------------------------
 
@@ -183,21 +176,15 @@ class Coordinator:
         """What was applied, on any node in any role; before `lost_leadership` of the same turn."""
         freed: list[bytes] = []
         for entry, outcome in entries:
-            for oid in outcome.oids:  # a restored object may lie in the block that is being given out
-                number = int.from_bytes(oid, "big")
-                if self._next_oid <= number < self._end_oid:
-                    self._next_oid = number + 1
+            self._oids.applied(entry, outcome)
             flight = self._flights.pop(entry.index, None)
             if flight is None:
                 continue
             ours = entry.term == flight.term
-            if flight.work is None:
-                self._allocated(outcome if ours else None)
-                continue
             del self._flying[flight.work.identity]
             freed += self._release(flight.work)
             for reply in flight.replies:  # an event each: the id that goes into it differs
-                reply(self._outcome(outcome) if ours else _lost())
+                reply(self._outcome(outcome) if ours else lost())
         if not self._flying:
             self._last_assigned = self._engine.last_tid
         self._retry(freed, now)
@@ -206,18 +193,14 @@ class Coordinator:
         """Answers everything: nobody may wait for what this node cannot decide any more."""
         flights, self._flights = self._flights, {}
         waiting, self._waiting = self._waiting, {}
-        oids, self._oid_waiters = self._oid_waiters, deque()
         for state in (self._flying, self._voted, self._blocked, self._writers, self._readers, self._expired):
             state.clear()
-        self._next_oid = self._end_oid = 0
-        self._allocating = False
         for flight in flights.values():
             for reply in flight.replies:
-                reply(_lost())
+                reply(lost())
         for work in waiting.values():
-            work.reply(_not_leader())
-        for _count, reply in oids:
-            reply(_not_leader())
+            work.reply(not_leader())
+        self._oids.lost_leadership()
 
     def became_ready(self) -> None:
         """This node leads, and its engine holds all that was committed before."""
@@ -311,7 +294,7 @@ class Coordinator:
         try:
             index = self._propose(pb.Command(commit=command).SerializeToString())
         except NotLeader:
-            reply(_not_leader())
+            reply(not_leader())
             return False
         self._last_assigned = tid
         self._voted.pop(work.identity, None)
@@ -366,60 +349,6 @@ class Coordinator:
         while len(self._expired) > self._limits.expired:
             self._expired.popitem(last=False)
         self._retry(freed, now)
-
-    # ---- oids ----------------------------------------------------------------------------------------
-
-    def _serve_oids(self) -> None:
-        while self._oid_waiters:
-            count, reply = self._oid_waiters[0]
-            if self._end_oid - self._next_oid < count:
-                self._ask_oids(count)
-                return
-            self._oid_waiters.popleft()
-            first = self._next_oid
-            self._next_oid += count
-            reply(pb.Event(oids=pb.OidRange(first=first.to_bytes(8, "big"), count=count)))
-
-    def _ask_oids(self, count: int) -> None:
-        if self._allocating:
-            return
-        command = pb.Command(allocate=pb.AllocateCommand(count=max(OID_BLOCK, count)))
-        term = self._term()
-        try:
-            index = self._propose(command.SerializeToString())
-        except NotLeader:
-            self._refuse_oids(_not_leader())
-            return
-        self._allocating = True
-        self._flights[index] = _Flight(term, [], None)
-        self._asked = max(OID_BLOCK, count)
-
-    def _allocated(self, outcome: Applied | None) -> None:
-        """`outcome` None: another leader's entry took the place of ours."""
-        self._allocating = False
-        if outcome is None or outcome.first_oid is None:
-            self._refuse_oids(_lost() if outcome is None else failed(pb.INTERNAL, outcome.refused))
-            return
-        first = int.from_bytes(outcome.first_oid, "big")
-        if first != self._end_oid:  # else it lengthens what is left
-            self._next_oid = first
-        self._end_oid = first + self._asked
-        self._serve_oids()
-
-    def _refuse_oids(self, event: pb.Event) -> None:
-        waiters, self._oid_waiters = self._oid_waiters, deque()
-        for _count, reply in waiters:
-            answer = pb.Event()
-            answer.CopyFrom(event)
-            reply(answer)
-
-
-def _lost() -> pb.Event:
-    return failed(pb.LEADERSHIP_LOST, "leadership was lost; ask again with the same transaction id")
-
-
-def _not_leader() -> pb.Event:
-    return failed(pb.NOT_LEADER, "this node does not lead")
 
 
 def _stale(tid: bytes, last: bytes) -> pb.Event:

@@ -8,8 +8,6 @@ from google.protobuf.message import DecodeError
 from raftstorage.node.failures import failure
 from raftstorage.proto import storage_pb2 as pb
 
-#: The protocol that this node speaks (Hello.protocol_version).
-PROTOCOL_VERSION = 1
 #: Longest user, description and extension.
 TEXT_BYTES = 64 << 10
 MAX_HISTORY = 10_000

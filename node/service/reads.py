@@ -1,0 +1,143 @@
+"""Reads: answered from the engine at once, or when it has applied the tid that the client asks for."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from raftstorage.node.engine.api import Engine
+from raftstorage.node.failures import failed
+from raftstorage.proto import storage_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+Reply = Callable[[pb.Event], None]
+
+#: Calls that this module answers.
+CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size"})
+#: How long a replica may take to catch up with a read, in seconds.
+PATIENCE = 0.2
+#: Reads that may wait for that at once.
+MAX_PARKED = 50_000
+PAGE_BYTES = 1 << 20
+MAX_PAGE_BYTES = 16 << 20
+
+
+class _Parked:
+    __slots__ = ("at_least", "call", "deadline", "order", "reply", "request")
+
+    def __init__(
+        self, at_least: bytes, order: int, deadline: float, request: pb.Request, call: str, reply: Reply
+    ) -> None:
+        self.at_least = at_least
+        self.order = order
+        self.deadline = deadline
+        self.request: pb.Request | None = request  # None: answered
+        self.call = call
+        self.reply = reply
+
+    def __lt__(self, other: _Parked) -> bool:
+        return (self.at_least, self.order) < (other.at_least, other.order)
+
+
+class Reads:
+    """Used from the loop. Every read gets one reply; an unexpected error is logged and answered INTERNAL."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._order = itertools.count()
+        self._heap: list[_Parked] = []
+        self._by_deadline: deque[_Parked] = deque()
+
+    def read(self, request: pb.Request, call: str, now: float, reply: Reply) -> None:
+        """`call`: the request's oneof, one of CALLS; `now`: the loop's time in seconds."""
+        at_least = b"" if call == "size" else getattr(request, call).at_least
+        if at_least <= self._engine.last_tid:
+            self._serve(request, call, reply)
+        elif len(self._by_deadline) >= MAX_PARKED:
+            reply(self._lagging())
+        else:
+            parked = _Parked(at_least, next(self._order), now + PATIENCE, request, call, reply)
+            heapq.heappush(self._heap, parked)
+            self._by_deadline.append(parked)
+
+    def applied(self) -> None:
+        """Answers what the engine has caught up with."""
+        last = self._engine.last_tid
+        while self._heap and self._heap[0].at_least <= last:
+            parked = heapq.heappop(self._heap)
+            if parked.request is not None:
+                request, parked.request = parked.request, None
+                self._serve(request, parked.call, parked.reply)
+
+    def tick(self, now: float) -> None:
+        """Gives up what waited too long."""
+        given_up = False
+        while self._by_deadline and (self._by_deadline[0].request is None or self._by_deadline[0].deadline <= now):
+            parked = self._by_deadline.popleft()
+            if parked.request is not None:
+                parked.request = None
+                given_up = True
+                parked.reply(self._lagging())
+        if given_up:
+            self._heap = [parked for parked in self._heap if parked.request is not None]
+            heapq.heapify(self._heap)
+
+    def _lagging(self) -> pb.Event:
+        return failed(
+            pb.LAGGING, f"this replica has applied {self._engine.last_tid.hex()} and not yet the tid asked for"
+        )
+
+    def _serve(self, request: pb.Request, call: str, reply: Reply) -> None:
+        try:
+            event = self._answer(request, call)
+        except Exception:
+            log.exception("a read failed", extra={"call": call})
+            event = failed(pb.INTERNAL, "the node could not read; its log says why")
+        reply(event)
+
+    def _answer(self, request: pb.Request, call: str) -> pb.Event:
+        engine = self._engine
+        match call:
+            case "load_before":
+                oid = request.load_before.oid
+                try:
+                    revision = engine.load_before(oid, request.load_before.before)
+                except KeyError:
+                    return _missing(oid)
+                if revision is None:
+                    return pb.Event(record=pb.Record())
+                if revision.data is None:
+                    return failed(pb.NO_SUCH_OBJECT, "the object was deleted", oid)
+                return pb.Event(
+                    record=pb.Record(
+                        data=revision.data, serial=revision.serial, next_serial=revision.next_serial or b""
+                    )
+                )
+            case "load_serial":
+                wanted = request.load_serial
+                try:
+                    data = engine.load_serial(wanted.oid, wanted.serial)
+                except KeyError:
+                    return _missing(wanted.oid)
+                return pb.Event(record=pb.Record(data=data, serial=wanted.serial))
+            case "history":
+                try:
+                    revisions = engine.history(request.history.oid, request.history.size)
+                except KeyError:
+                    return _missing(request.history.oid)
+                return pb.Event(history=pb.HistoryReply(revisions=revisions))
+            case "read_transactions":
+                page = request.read_transactions
+                limit = min(page.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
+                transactions, more = engine.transactions(page.start.rjust(8, b"\0"), page.stop or None, limit)
+                return pb.Event(transactions=pb.Transactions(transactions=transactions, more=more))
+        size, objects = engine.approximate_size()
+        return pb.Event(size=pb.SizeReply(bytes=size, objects=objects))
+
+
+def _missing(oid: bytes) -> pb.Event:
+    return failed(pb.NO_SUCH_OBJECT, "no such object or revision", oid)
