@@ -16,7 +16,7 @@ from ..cluster import Call, Cluster
 from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
 from ..cluster.loop import Waiter
 from ..cluster.policy import RETRY_LEAD
-from .tpc import as_bytes
+from .tpc import as_bytes, extension_bytes
 
 WINDOW_TRANSACTIONS = 64
 WINDOW_BYTES = 16 << 20
@@ -138,7 +138,7 @@ def _prepare(cluster: Cluster, transaction: Any) -> _Restore:
     message = pb.Transaction(
         user=as_bytes(transaction.user),
         description=as_bytes(transaction.description),
-        extension=transaction.extension_bytes,
+        extension=extension_bytes(transaction),
         tid=transaction.tid,
         status=as_bytes(transaction.status),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftstorage.proto import storage_pb2 as pb
 from ZODB import POSException
+from ZODB._compat import _protocol, dumps
 
 from ..cluster import Call
 from .errors import RecordTooLarge, as_zodb, conflict
@@ -23,6 +24,15 @@ def as_bytes(text: str | bytes) -> bytes:
     return text.encode("utf-8") if isinstance(text, str) else bytes(text)
 
 
+def extension_bytes(transaction: Any) -> bytes:
+    """The extension as it was pickled; pickled here for records that only have the dictionary."""
+    try:
+        return bytes(transaction.extension_bytes)
+    except AttributeError:
+        extension = transaction.extension
+        return bytes(dumps(extension, _protocol)) if extension else b""
+
+
 class Begun:
     """Collects what a transaction changes. Nothing leaves the client before `vote`."""
 
@@ -33,7 +43,7 @@ class Begun:
         self.message = pb.Transaction(
             user=as_bytes(transaction.user),
             description=as_bytes(transaction.description),
-            extension=transaction.extension_bytes,
+            extension=extension_bytes(transaction),
             tid=tid or b"",
             status=as_bytes(status),
         )
