@@ -1,10 +1,10 @@
-"""A scripted cluster for the client's tests: real gRPC servers with one state between them, and faults on order."""
+"""A scripted cluster for the client's tests: real gRPC servers one state between them, faults on order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc.aio
@@ -38,6 +38,7 @@ class Node(StorageServicer):
         self.served: dict[str, int] = defaultdict(int)
         self.seen: list[pb.Request] = []
         self.lose_answer_of: str = ""  # do it, then end the stream without an answer
+        self.on_loss: Callable[[], object] = lambda: None
         self.lose_request: str = ""  # end the stream without doing it
         self.version = 1
 
@@ -77,6 +78,7 @@ class Node(StorageServicer):
                     continue
                 if kind == self.lose_request:
                     self.lose_request = ""
+                    self.on_loss()
                     queue.put_nowait(None)
                     return
                 if kind == "hello":
@@ -85,6 +87,7 @@ class Node(StorageServicer):
                 event = self.cluster.answer(self, kind, request)
                 if kind == self.lose_answer_of:
                     self.lose_answer_of = ""
+                    self.on_loss()
                     queue.put_nowait(None)
                     return
                 if event is not None:
