@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from raftstorage.client import ClientStorage
+from ZODB.Connection import TransactionMetaData
 from ZODB.interfaces import IStorageUndoable
+from ZODB.POSException import ReadOnlyError
 from ZODB.tests import (
     BasicStorage,
     ConflictResolution,
@@ -24,6 +26,7 @@ from ZODB.tests import (
     StorageTestBase,
     Synchronization,
 )
+from ZODB.utils import z64
 
 if TYPE_CHECKING:
     from raftstorage.ops.local import LocalCluster
@@ -82,8 +85,7 @@ class ClusterCase(StorageTestBase.StorageTestBase):
 
 @run_old_prefix
 class TestBasic(ClusterCase, BasicStorage.BasicStorage):
-    def test_race_external_invalidate_vs_disconnect(self) -> None:
-        self.skipTest("level 2 in ZODB (long_test), left out by its runner too; here: TestLong, by -m soak")
+    pass
 
 
 @run_old_prefix
@@ -129,18 +131,16 @@ class TestIterator(ClusterCase, IteratorStorage.IteratorStorage, IteratorStorage
 
 @run_old_prefix
 class TestReadOnly(ClusterCase, ReadOnlyStorage.ReadOnlyStorage):
-    pass
+    def testWriteMethods(self) -> None:
+        self._require_undo()
+        super().testWriteMethods()
 
-
-@pytest.mark.soak
-class TestLong(ClusterCase, BasicStorage.RaceTests):
-    """The race test that ZODB marks as long, alone: 64 threads that reconnect all the time."""
-
-    def test_race_load_vs_external_invalidate(self) -> None:
-        self.skipTest("runs in TestBasic")
-
-    def test_race_loadopen_vs_local_invalidate(self) -> None:
-        self.skipTest("runs in TestBasic")
+    def testWriteMethodsButUndo(self) -> None:
+        self._make_readonly()
+        t = TransactionMetaData()
+        self.assertRaises(ReadOnlyError, self._storage.new_oid)
+        self.assertRaises(ReadOnlyError, self._storage.tpc_begin, t)
+        self.assertRaises(ReadOnlyError, self._storage.store, z64, None, b"", "", t)
 
 
 CASES = [
