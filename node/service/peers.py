@@ -159,16 +159,16 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
     async def _dial(self, peer: int) -> None:
         address = self._identity.members[peer]
         attempt = 0
+        loop = asyncio.get_running_loop()
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             stub = raft_pb2_grpc.PeersStub(channel)  # type: ignore[no-untyped-call]
             while True:
                 call = stub.Exchange()
+                begin = loop.time()
                 try:
                     await self._run(call, peer)
-                    attempt = 0
                     self._complain(peer, f"{address} ended the stream")
                 except grpc.aio.AioRpcError as error:
-                    attempt = 0 if peer in self._links else attempt
                     self._complain(peer, f"{address}: {error.code().name}: {error.details()}")
                 except HelloRefused as refused:
                     self._complain(peer, f"{address}: {refused}")
@@ -176,6 +176,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
                     self._complain(peer, f"{address} did not say hello")
                 finally:
                     call.cancel()
+                if loop.time() - begin > HELLO_SECONDS:
+                    attempt = 0
                 low, high = BACKOFF_SECONDS
                 await asyncio.sleep(random.uniform(low, min(high, 2 * low * 2**attempt)))
                 attempt = min(attempt + 1, 8)

@@ -19,7 +19,7 @@ STORAGE = storage_pb2.DESCRIPTOR.services_by_name["Storage"].full_name
 #: Health of this service name: SERVING on the leader alone, once it can take commits.
 LEADER = "raftstorage.leader"
 
-_OPTIONS: list[tuple[str, int]] = [
+SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),  # two nodes on one port would share its connections
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -41,7 +41,7 @@ class GrpcServer:
 
     def __init__(self, driver: Driver, peers: Any, storage: Any, admin: Any) -> None:
         self._driver = driver
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs lack it
         self._changed = asyncio.Event()
         self._stopping = False

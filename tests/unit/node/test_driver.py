@@ -1,0 +1,415 @@
+"""The driver over the real core and the real log, with messages carried in memory and failures put in."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from raftstorage.node.driver import Driver, LeadershipLost
+from raftstorage.node.engine import MemoryEngine
+from raftstorage.node.engine.api import Applied
+from raftstorage.node.raft.types import (
+    Config,
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageType,
+    NotLeader,
+    Role,
+    RoleChange,
+)
+from raftstorage.node.wal import Wal
+from raftstorage.proto import storage_pb2 as pb
+
+TICK = 0.01
+COMMAND = pb.Command(allocate=pb.AllocateCommand(count=1)).SerializeToString()
+
+
+class Failures:
+    """Stands for the end of the process: records why, and ends the thread that it was called in."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+        self.happened = threading.Event()
+
+    def __call__(self, error: BaseException) -> NoReturn:
+        self.errors.append(error)
+        self.happened.set()
+        raise SystemExit(70)
+
+
+class Network:
+    """Carries messages between drivers of one loop. `cut` holds nodes that hear and say nothing."""
+
+    def __init__(self) -> None:
+        self.drivers: dict[int, Driver] = {}
+        self.cut: set[int] = set()
+        self.sent: list[Message] = []
+
+    def carry(self, message: Message) -> None:
+        self.sent.append(message)
+        to = self.drivers.get(message.to_node)
+        if to is not None and not self.cut & {message.from_node, message.to_node}:
+            asyncio.get_running_loop().call_soon(to.receive, [message])
+
+
+class Wire:
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def send(self, message: Message) -> None:
+        self._network.carry(message)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+class GatedWal(Wal):
+    """A real log whose writes wait for `gate` and can be made to fail."""
+
+    gate: threading.Event
+    entered: threading.Event
+    writes: list[int]
+    failure: OSError | None = None
+
+    def write_many(self, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None:
+        self.entered.set()
+        assert self.gate.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        super().write_many(writes)
+        self.writes.append(len(writes))
+
+
+def open_wal(directory: Path) -> GatedWal:
+    wal = GatedWal.open(directory, segment_bytes=1 << 20)
+    assert isinstance(wal, GatedWal)
+    wal.gate, wal.entered, wal.writes = threading.Event(), threading.Event(), []
+    wal.gate.set()
+    return wal
+
+
+class Cluster:
+    def __init__(self, directory: Path, nodes: int = 3, **config: Any) -> None:
+        self.network = Network()
+        self.failures = Failures()
+        self.wals: dict[int, GatedWal] = {}
+        self.applied: dict[int, list[Entry]] = {}
+        for node in range(1, nodes + 1):
+            self.wals[node] = wal = open_wal(directory / str(node))
+            self.network.drivers[node] = driver = Driver(
+                Config(node, frozenset(range(1, nodes + 1)), **config),
+                wal,
+                MemoryEngine(),
+                Wire(self.network),
+                tick_seconds=TICK,
+                fatal=self.failures,
+                rng=random.Random(node),
+            )
+            self.applied[node] = seen = []
+            driver.on_applied.append(lambda batch, seen=seen: seen.extend(entry for entry, _ in batch))
+
+    def __getitem__(self, node: int) -> Driver:
+        return self.network.drivers[node]
+
+    async def __aenter__(self) -> Cluster:
+        for driver in self.network.drivers.values():
+            await driver.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for node, driver in self.network.drivers.items():
+            self.wals[node].gate.set()
+            await driver.stop()
+            self.wals[node].close()
+
+    async def leader(self) -> Driver:
+        while True:
+            for driver in self.network.drivers.values():
+                if driver.is_ready_leader and driver.node_id not in self.network.cut:
+                    return driver
+            waits = [asyncio.create_task(driver.wait_role()) for driver in self.network.drivers.values()]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(60):
+            await work
+
+    asyncio.run(limited())
+
+
+async def until(condition: Callable[[], object], wait: Callable[[], Awaitable[None]]) -> None:
+    while not condition():
+        await wait()
+
+
+def test_three_elect_commit_and_agree(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            indexes = [leader.propose(COMMAND) for _ in range(200)]
+            assert indexes == list(range(indexes[0], indexes[0] + 200))
+            for node in (1, 2, 3):
+                await cluster[node].wait_applied(indexes[-1])
+            assert cluster.applied[1] == cluster.applied[2] == cluster.applied[3]
+            assert [entry.index for entry in cluster.applied[1]] == list(range(1, indexes[-1] + 1))
+            assert [entry.data for entry in cluster.applied[1] if entry.kind is EntryKind.COMMAND] == [
+                COMMAND
+            ] * 200
+            assert len({cluster[node].engine.digest() for node in (1, 2, 3)}) == 1
+            follower = next(cluster[node] for node in (1, 2, 3) if cluster[node] is not leader)
+            with pytest.raises(NotLeader):
+                follower.propose(COMMAND)
+            status = leader.status()
+            assert (status.role, status.leader, status.ready) == (Role.LEADER, leader.node_id, True)
+            assert {peer.node_id for peer in status.peers} == {1, 2, 3} - {leader.node_id}
+            assert max(peer.match_index for peer in status.peers) == indexes[-1]
+
+    run(work())
+
+
+def test_one_turns_proposals_are_one_write_and_a_busy_disk_gathers_the_next(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader, wal = await cluster.leader(), cluster.wals[1]
+            wal.gate.clear()
+            wal.entered.clear()
+            wal.writes.clear()
+            leader.propose(COMMAND)
+            leader.propose(COMMAND)
+            await asyncio.to_thread(wal.entered.wait)
+            before = leader.applied_index
+            for _ in range(20):  # each in a turn of its own, while the first write is held up
+                last = leader.propose(COMMAND)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            assert leader.applied_index == before, "applied what is not durable"
+            wal.gate.set()
+            await leader.wait_applied(last)
+            assert wal.writes == [1, 20]
+
+    run(work())
+
+
+def test_no_vote_leaves_before_it_is_durable(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=3) as cluster:
+            cluster.network.cut = {2, 3}
+            voter, wal = cluster[1], cluster.wals[1]
+            wal.gate.clear()
+            await asyncio.to_thread(wal.entered.wait, 0.01)
+            voter.receive([Message(MessageType.VOTE, 2, 1, 100, transfer=True)])
+            await asyncio.to_thread(wal.entered.wait)
+            await asyncio.sleep(3 * TICK)
+
+            def replies() -> list[Message]:
+                return [
+                    each
+                    for each in cluster.network.sent
+                    if each.type is MessageType.VOTE_REPLY and each.term == 100
+                ]
+
+            assert replies() == []
+            assert wal.hard_state.term < 100
+            wal.gate.set()
+            await until(replies, lambda: asyncio.sleep(TICK))
+            assert not replies()[0].reject
+            assert wal.hard_state == HardState(100, 2)
+
+    run(work())
+
+
+# The thread ends with SystemExit here, where a node's process ends.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failed_sync_is_fatal_and_nothing_follows_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        cluster = Cluster(tmp_path, nodes=1)
+        async with cluster:
+            leader, wal = await cluster.leader(), cluster.wals[1]
+            wal.failure = OSError(errno.EIO, "Input/output error")
+            applied = leader.applied_index
+            leader.propose(COMMAND)
+            assert await asyncio.to_thread(cluster.failures.happened.wait, 30)
+            wal.failure = None  # a disk that recovers must not be written to again
+            leader.propose(COMMAND)
+            await asyncio.sleep(5 * TICK)
+            assert cluster.failures.errors[0].args[0] == errno.EIO
+            assert leader.applied_index == applied
+            assert wal.last_index() == applied
+
+    run(work())
+
+
+def test_a_listener_that_fails_is_fatal(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, nodes=1)
+
+    def broken(batch: Sequence[tuple[Entry, Applied]]) -> None:
+        raise RuntimeError("lost an invalidation")
+
+    async def work() -> None:
+        cluster[1].on_applied.append(broken)
+        await cluster[1].start()
+        await asyncio.sleep(30)
+
+    with pytest.raises(SystemExit):
+        run(work())
+    assert [str(error) for error in cluster.failures.errors] == ["lost an invalidation"]
+
+
+def test_a_loop_that_was_held_up_makes_up_for_no_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            await cluster.leader()
+            ticks: list[float] = []
+            tick = cluster[1]._core.tick
+            monkeypatch.setattr(cluster[1]._core, "tick", lambda: (ticks.append(time.monotonic()), tick()))
+            time.sleep(50 * TICK)  # noqa: ASYNC251 - this is the hold-up
+            held_until = time.monotonic()
+            await until(lambda: len(ticks) >= 3, lambda: asyncio.sleep(TICK / 4))
+            assert ticks[0] >= held_until
+            assert ticks[2] - ticks[0] >= 1.9 * TICK
+
+    run(work())
+
+
+def test_role_listeners_hear_of_leadership_before_it_is_ready(tmp_path: Path) -> None:
+    async def work() -> None:
+        cluster = Cluster(tmp_path, nodes=1)
+        heard: list[str] = []
+
+        def role(change: RoleChange) -> None:
+            heard.append(change.role.value)
+            assert not cluster[1].is_ready_leader
+
+        cluster[1].on_role.append(role)
+        cluster[1].on_ready.append(lambda: heard.append(f"ready at {cluster[1].applied_index}"))
+        async with cluster:
+            await cluster.leader()
+            assert heard[-2:] == ["leader", "ready at 1"]
+
+    run(work())
+
+
+def test_a_read_barrier_waits_for_what_was_committed_before(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            follower = next(cluster[node] for node in (1, 2, 3) if cluster[node] is not leader)
+            for _ in range(20):
+                index = leader.propose(COMMAND)
+                await leader.wait_applied(index)
+                await asyncio.gather(*(follower.read_barrier() for _ in range(5)))
+                assert follower.applied_index >= index
+            await leader.read_barrier()
+
+    run(work())
+
+
+def test_a_node_that_is_cut_off_confirms_no_read_until_it_is_back(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            cluster.network.cut = {leader.node_id}
+            deposed = leader
+            barrier = asyncio.create_task(deposed.read_barrier(30))
+            with pytest.raises((TimeoutError, LeadershipLost)):
+                await deposed.read_barrier(0.02)
+            new = await cluster.leader()
+            assert new is not deposed
+            index = new.propose(COMMAND)
+            await new.wait_applied(index)
+            with pytest.raises(LeadershipLost):
+                await deposed.read_barrier(1.0)
+            assert not barrier.done()
+            cluster.network.cut = set()
+            await barrier
+            assert deposed.applied_index >= index, "a read was confirmed that does not see an earlier commit"
+
+    run(work())
+
+
+def test_leadership_goes_where_it_is_sent(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            to = next(node for node in (1, 2, 3) if node != leader.node_id)
+            assert await leader.transfer_leader(to, timeout=10) == to
+            assert (await cluster.leader()).node_id == to
+            with pytest.raises(NotLeader):
+                await leader.transfer_leader(to)
+            with pytest.raises(LookupError):
+                await cluster[to].transfer_leader(9)
+            assert await cluster[to].transfer_leader(to) == to
+
+    run(work())
+
+
+def test_a_lone_leader_has_nobody_to_hand_over_to(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            with pytest.raises(LookupError):
+                await (await cluster.leader()).transfer_leader(0)
+
+    run(work())
+
+
+def test_a_backlog_is_applied_in_slices(tmp_path: Path) -> None:
+    """What another life of the node left unapplied does not hold the loop in one piece."""
+    entries = [Entry(1, 1, EntryKind.NOOP)] + [
+        Entry(1, index, EntryKind.COMMAND, COMMAND) for index in range(2, 3001)
+    ]
+    wal = open_wal(tmp_path / "1")
+    wal.write(HardState(1, 1), entries)
+    wal.close()
+
+    async def work() -> None:
+        cluster = Cluster(tmp_path, nodes=1, max_apply_bytes=1000)
+        slices: list[int] = []
+        turns: list[int] = []
+        cluster[1].on_applied.append(lambda batch: slices.append(len(batch)))
+        async with cluster:
+            waiting = asyncio.create_task(cluster[1].wait_applied(3001))
+            while not waiting.done():
+                turns.append(cluster[1].applied_index)
+                await asyncio.sleep(0)
+            await waiting
+        assert sum(slices) == 3001
+        assert len({index for index in turns if 0 < index < 3000}) >= 5, "nothing else ran in between"
+        assert max(slices) < 1000
+
+    run(work())
+
+
+def test_stopping_tells_those_who_wait(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path) as cluster:
+            leader = await cluster.leader()
+            waiting = [
+                asyncio.create_task(leader.wait_applied(10_000)),
+                asyncio.create_task(leader.wait_role()),
+            ]
+            await asyncio.sleep(0)
+            await leader.stop()
+            for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(outcome, LeadershipLost)
+            with pytest.raises(LeadershipLost):
+                await leader.read_barrier()
+            with pytest.raises(NotLeader):
+                leader.propose(COMMAND)
+
+    run(work())
