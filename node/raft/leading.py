@@ -1,11 +1,11 @@
-"""What a leader does: replicate, count, confirm reads, hand over. Functions over a RaftCore that leads."""
+"""What a leader does: replicate, count, confirm reads, hand over. Functions over a core in the leader's role."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .messages import TELLS_COMMIT
 from .quorum import committed_index, has_quorum
-from .read_index import Round
 from .tracker import PeerProgress, ProgressState
 from .types import Entry, Message, MessageType
 
@@ -14,62 +14,72 @@ if TYPE_CHECKING:
 
 
 def heartbeat(core: RaftCore) -> None:
-    """To all peers; the newest unconfirmed read round rides along, and blocked probes are let go."""
-    context = core.reads.rounds[-1].context if core.reads.rounds else 0
+    """To all peers; the newest unconfirmed read round rides along, in case its own messages were lost."""
+    context = core.reads.newest_context
     for node, peer in core.peers.items():
-        peer.probe_sent = False
+        # No more than the peer is known to have: its log may differ behind that.
         core.say(MessageType.HEARTBEAT, node, commit=min(peer.match, core.commit_index), context=context)
 
 
 def start_read_round(core: RaftCore) -> None:
     """One heartbeat round for all reads that wait. Not before the no-op is committed (paper, section 8)."""
-    reads = core.reads
-    if not reads.waiting or not core.has_own_term_commit:
-        return
-    context = core.next_context()
-    reads.rounds.append(Round(context, core.commit_index, reads.waiting, {core.node_id}))
-    reads.waiting = []
-    for node, peer in core.peers.items():
-        core.say(MessageType.HEARTBEAT, node, commit=min(peer.match, core.commit_index), context=context)
-    _confirm_reads(core)
+    if core.reads.wants_round and core.has_own_term_commit:
+        core.reads.start_round(core.commit_index, core.node_id)
+        heartbeat(core)
+        _confirm_reads(core)
 
 
 def _confirm_reads(core: RaftCore) -> None:
-    while core.reads.rounds and has_quorum(core.voters, core.reads.rounds[0].answered):
-        done = core.reads.rounds.popleft()
-        for node, request in done.reads:
-            core.answer_read(node, request, done.index)
+    rounds = core.reads.rounds
+    while rounds and has_quorum(core.voters, rounds[0].answered):
+        done = rounds.popleft()
+        for read in done.reads:
+            core.answer_read(read, done.index)
+
+
+def has_work(core: RaftCore) -> bool:
+    """Is there a message that only `take_output` makes?"""
+    if core.reads.wants_round and core.has_own_term_commit:
+        return True
+    return any(_wants(core, peer) for peer in core.peers.values())
+
+
+def _wants(core: RaftCore, peer: PeerProgress) -> bool:
+    """Is there something to send, and room for it?"""
+    if not peer.may_send(core.config.max_inflight_messages, core.config.max_inflight_bytes):
+        return False
+    return (
+        peer.next <= core.log.last_index
+        or peer.state is ProgressState.PROBE
+        or peer.told_commit < core.commit_index
+    )
 
 
 def send_entries(core: RaftCore) -> None:
     """To each peer what its window lets through, and the commit index where that is all there is to say."""
+    log, config = core.log, core.config
+    last = log.last_index
+    # Followers mostly stand at the same place: the entries are read from the log once.
+    read_from, read = 0, tuple[Entry, ...]()
     for node, peer in core.peers.items():
-        _send_to(core, node, peer)
+        while _wants(core, peer):
+            if peer.next <= log.first_index > 1:  # the term of the entry before is needed too
+                peer.become_snapshot()
+                break
+            if read_from != peer.next:
+                read_from = peer.next
+                read = log.entries(read_from, last + 1, config.max_message_bytes, config.max_message_entries)
+            probing = peer.state is ProgressState.PROBE
+            _append_message(core, node, peer, read, 0 if read or probing else TELLS_COMMIT)
+            if probing:
+                peer.probe_sent = True
+            elif read:
+                peer.sent(read[-1].index, sum(len(entry.data) for entry in read))
 
 
-def _send_to(core: RaftCore, node: int, peer: PeerProgress) -> None:
-    config = core.config
-    while True:
-        if peer.state is ProgressState.PROBE and peer.probe_sent:
-            return
-        if len(peer.inflight) >= config.max_inflight_messages or peer.inflight_bytes >= config.max_inflight_bytes:
-            return
-        entries = core.log.entries(
-            peer.next, core.log.last_index + 1, config.max_message_bytes, config.max_message_entries
-        )
-        if not entries and peer.state is ProgressState.REPLICATE and peer.told_commit >= core.commit_index:
-            return
-        _append_message(core, node, peer, entries)
-        if peer.state is ProgressState.PROBE:
-            peer.probe_sent = True
-            return
-        if not entries:
-            return
-        peer.sent(entries[-1].index, sum(len(entry.data) for entry in entries))
-        peer.next = entries[-1].index + 1
-
-
-def _append_message(core: RaftCore, node: int, peer: PeerProgress, entries: tuple[Entry, ...]) -> None:
+def _append_message(
+    core: RaftCore, node: int, peer: PeerProgress, entries: tuple[Entry, ...], context: int = 0
+) -> None:
     previous = peer.next - 1
     core.say(
         MessageType.APPEND,
@@ -78,6 +88,7 @@ def _append_message(core: RaftCore, node: int, peer: PeerProgress, entries: tupl
         log_term=core.log.term(previous),
         entries=entries,
         commit=core.commit_index,
+        context=context,
     )
     peer.told_commit = core.commit_index
 
@@ -90,49 +101,58 @@ def advance_commit(core: RaftCore) -> None:
 
     index = committed_index(core.voters, match)
     if index > core.commit_index and core.log.term(index) == core.term:
-        core.commit_index = index
+        core.commit_to(index)
 
 
-def on_reply(core: RaftCore, message: Message) -> None:
-    """An APPEND_REPLY or HEARTBEAT_REPLY in the current term."""
+def on_heartbeat_reply(core: RaftCore, message: Message) -> None:
+    """The peer lives, and at the time of the heartbeat it knew no later leader."""
     peer = core.peers[message.from_node]
     peer.recent_active = True
-    if message.type is MessageType.HEARTBEAT_REPLY:
-        if message.context:
-            core.reads.answered(message.context, message.from_node)
-            _confirm_reads(core)
-        if peer.state is ProgressState.REPLICATE and peer.match < core.log.last_index:
-            # What is in flight may be lost: an empty APPEND behind it is refused if it is.
-            _append_message(core, message.from_node, peer, ())
-        return
+    if message.context:
+        core.reads.answered(message.context, message.from_node)
+        _confirm_reads(core)
+    if peer.state is ProgressState.PROBE:
+        peer.probe_sent = False  # it answers: the probe or its answer may have been lost
+    elif peer.state is ProgressState.REPLICATE and peer.match < core.log.last_index:
+        # What is in flight may be lost: an empty APPEND behind it is refused if it is.
+        _append_message(core, message.from_node, peer, ())
+    if message.from_node == core.transferring_to:
+        try_transfer(core)  # TIMEOUT_NOW may be lost too
+
+
+def on_append_reply(core: RaftCore, message: Message) -> None:
+    """`log_index` is what agrees and is durable there, or what was refused."""
+    peer = core.peers[message.from_node]
+    peer.recent_active = True
+    index = message.log_index
     if message.reject:
         _on_reject(core, peer, message)
-        return
-    if message.log_index > core.log.last_index:
-        return  # nonsense
-    if message.log_index > peer.match:
-        peer.match = message.log_index
-    peer.next = max(peer.next, peer.match + 1)
-    peer.acknowledged(message.log_index)
-    if peer.state is ProgressState.PROBE:
-        peer.become_replicate()
-    advance_commit(core)
-    try_transfer(core)
+    elif index <= core.log.last_index:
+        if index > peer.match or peer.state is ProgressState.PROBE:
+            # In probe an equal answer also says that the logs agree there, if it is the one that was asked for.
+            agrees = index >= peer.next - 1
+            peer.acknowledged(index)
+            if agrees and peer.state is not ProgressState.REPLICATE:
+                peer.become_replicate()
+            advance_commit(core)
+        if message.from_node == core.transferring_to:
+            try_transfer(core)
 
 
 def _on_reject(core: RaftCore, peer: PeerProgress, message: Message) -> None:
-    if message.log_index <= peer.match:
-        return  # an old answer
-    if peer.state is ProgressState.PROBE and message.log_index != peer.next - 1:
+    index = message.log_index
+    if index <= peer.match or index > core.log.last_index:
+        return  # an old answer, or nonsense
+    if peer.state is ProgressState.PROBE and index != peer.next - 1:
         return  # to an earlier probe
-    peer.become_probe()
-    # The largest index of ours whose term is not above the follower's there: skips a term in one step (5.3).
-    guess = core.log.first_of_term_at_most(message.hint_index, message.hint_term)
-    peer.next = max(min(message.log_index, guess + 1), peer.match + 1)
+    # Our last entry at or before the hint whose term is not above the follower's there: the logs cannot agree
+    # behind it, so that a whole term is skipped in one step (5.3).
+    guess = core.log.last_with_term_at_most(message.hint_index, message.hint_term)
+    peer.become_probe(min(index, guess + 1))
 
 
 def try_transfer(core: RaftCore) -> None:
     """Tells the target to campaign at once when it has the whole log (thesis 3.10)."""
     target = core.transferring_to
-    if target and core.peers[target].match == core.log.last_index:
+    if core.peers[target].match == core.log.last_index:
         core.say(MessageType.TIMEOUT_NOW, target)

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+#: Rounds under way at once; reads that come meanwhile share the next one.
+MAX_ROUNDS = 4
+
+
+class Read(NamedTuple):
+    """A read asked for by `node` with its number `request`; `since` in ticks of the queue."""
+
+    node: int
+    request: int
+    since: int
 
 
 @dataclass(slots=True)
@@ -12,17 +24,39 @@ class Round:
 
     context: int
     index: int
-    reads: list[tuple[int, int]]  # (node that asked, its request)
+    reads: list[Read]
     answered: set[int] = field(default_factory=set)
-    age: int = 0
 
 
 class ReadQueue:
     """Rounds in the order they were sent; a confirmed round confirms every earlier one."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, int]] = []  # until the leader's own no-op is committed, or the next round
+        self.waiting: list[Read] = []  # until the leader's own no-op is committed, or for the next round
         self.rounds: deque[Round] = deque()
+        self._now = 0
+        self._last_context = 0
+
+    @property
+    def wants_round(self) -> bool:
+        return bool(self.waiting) and len(self.rounds) < MAX_ROUNDS
+
+    @property
+    def newest_context(self) -> int:
+        """Context of the newest round under way, 0 for none."""
+        return self.rounds[-1].context if self.rounds else 0
+
+    def add(self, node: int, request: int) -> None:
+        self.waiting.append(Read(node, request, self._now))
+
+    def start_round(self, index: int, node: int) -> int:
+        """All reads that wait become one round for read index `index`, answered by `node` itself."""
+        # With the term, which every message carries, the number is never used again: not even after a restart,
+        # because this node can lead again only in a later term.
+        self._last_context += 1
+        self.rounds.append(Round(self._last_context, index, self.waiting, {node}))
+        self.waiting = []
+        return self._last_context
 
     def answered(self, context: int, node: int) -> None:
         """A reply to round `context` also answers all earlier ones."""
@@ -30,7 +64,19 @@ class ReadQueue:
             if each.context <= context:
                 each.answered.add(node)
 
-    def clear(self) -> list[tuple[int, int]]:
+    def tick(self, limit: int) -> list[Read]:
+        """One tick went by: drops and returns the reads that are `limit` ticks old."""
+        self._now += 1
+        oldest = self._now - limit
+        lost: list[Read] = []
+        while self.rounds and self.rounds[0].reads[0].since <= oldest:
+            lost += self.rounds.popleft().reads
+        if self.waiting and self.waiting[0].since <= oldest:
+            lost += [read for read in self.waiting if read.since <= oldest]
+            self.waiting = [read for read in self.waiting if read.since > oldest]
+        return lost
+
+    def clear(self) -> list[Read]:
         """Drops and returns all reads."""
         lost = [read for each in self.rounds for read in each.reads] + self.waiting
         self.rounds.clear()
