@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.failures import failed, failure
@@ -170,8 +171,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
             # A stream that broke is the client's affair (cancelled, or a write that could not be done).
-            if isinstance(error, Exception) and not isinstance(error, grpc.RpcError | grpc.aio.UsageError):
+            if isinstance(error, DecodeError):
+                session.end(grpc.StatusCode.INVALID_ARGUMENT, "what the client sent is not a RequestBatch")
+            elif isinstance(error, Exception) and not isinstance(error, grpc.RpcError | grpc.aio.UsageError):
                 log.warning("a session ended by an error", exc_info=error)
+                session.end(grpc.StatusCode.INTERNAL, "the node failed at this session; its log says why")
         if session.ended.done():
             code, message = session.ended.result()
             await context.abort(code, message)

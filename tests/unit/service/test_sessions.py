@@ -103,7 +103,10 @@ class Client:
         return await self.answer(await self.send(**call))
 
     async def hello(self, **fields: Any) -> pb.Event:
-        return await self.ask(hello=pb.Hello(**{"protocol_version": PROTOCOL_VERSION} | fields))
+        given = {"protocol_version": PROTOCOL_VERSION, "client_id": "0" * 32} | fields
+        return await self.ask(hello=pb.Hello(**given))
+            hello=pb.Hello(**{"protocol_version": PROTOCOL_VERSION, "client_id": "0" * 32} | fields)
+        )
 
     async def commit(self, identity: int, *oids: int, base: bytes = ROOT, data: bytes = b"data") -> pb.Event:
         transaction = pb.Transaction(records=[pb.NewRecord(oid=oid(n), base_serial=base, data=data) for n in oids])
@@ -182,6 +185,9 @@ async def test_hello_that_does_not_fit_is_refused() -> None:
         for fields, reason, code in (
             ({"protocol_version": 99}, pb.PROTOCOL_MISMATCH, grpc.StatusCode.UNIMPLEMENTED),
             ({"cluster_id": "f" * 32}, pb.WRONG_CLUSTER, grpc.StatusCode.FAILED_PRECONDITION),
+            ({"client_id": "g" * 32}, pb.INVALID, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"client_id": ""}, pb.INVALID, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"after_tid": b"short"}, pb.INVALID, grpc.StatusCode.INVALID_ARGUMENT),
         ):
             client = it.connect()
             answer = await client.hello(**fields)
