@@ -35,6 +35,10 @@ class RecordTooLarge(cluster.RecordTooLarge, POSException.TransactionTooLargeErr
     __doc__ = cluster.RecordTooLarge.__doc__
 
 
+class InvalidRequest(POSException.StorageError, ValueError):  # type: ignore[misc]
+    """An argument that no storage can take, as an oid of 7 bytes; nothing was changed."""
+
+
 def conflict(failure: pb.Failure, data: bytes | None = None) -> Exception:
     """The ConflictError or ReadConflictError of a failure; `data`: the record that was refused."""
     serials = (failure.serial or b"\0" * 8, failure.expected_serial or b"\0" * 8)
@@ -65,6 +69,8 @@ def refusal(failure: pb.Failure) -> Exception:
             return WrongCluster(text)
         case pb.LAGGING | pb.BUSY | pb.STOPPING | pb.NOT_LEADER | pb.LEADERSHIP_LOST:
             return ClientDisconnected(text)
+        case pb.INVALID:
+            return InvalidRequest(text)
         case pb.INTERNAL:
             return POSException.StorageSystemError(text)  # type: ignore[no-any-return]
         case _:
