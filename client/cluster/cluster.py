@@ -74,6 +74,7 @@ class Cluster:
         self._book = policy.Book()
         self._connections: dict[str, Connection] = {}
         self._running: set[Running] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._checker: asyncio.TimerHandle | None = None
         self._started = False  # the feed has its first tid
         self._refused: dict[str, ClusterError] = {}  # by address: will not talk to us until an operator acts
@@ -180,6 +181,7 @@ class Cluster:
         self._refused.pop(address, None)
         self.cluster_id = welcome.cluster_id
         self.limits = welcome
+        self._drop_twin(connection.replica)
         self._learn(welcome.leader)
         self._tell_all()
 
@@ -225,6 +227,17 @@ class Cluster:
             if self._book.leader_id and before != self._book.leader_id and self._started:
                 self.metrics.failovers.inc()
         return changed
+
+    def _drop_twin(self, replica: policy.Replica) -> None:
+        """One node may have been named (localhost) and learnt (127.0.0.1): the named address is kept."""
+        for other in list(self._book.connected()):
+            if other is not replica and other.node_id == replica.node_id:
+                twin = other if replica.address in self.addresses else replica
+                if twin.address not in self.addresses:
+                    del self._book.replicas[twin.address]
+                    task = self._loop.create_task(self._connections.pop(twin.address).close())
+                    self._closing.add(task)
+                    task.add_done_callback(self._closing.discard)
 
     def _tell_all(self) -> None:
         self._news.set()
@@ -318,10 +331,11 @@ class Cluster:
         return event.committed.tid
 
     def tell(self, address: str, call: Call) -> None:
-        """Sends without waiting for an answer; nothing happens when there is no stream to `address`."""
+        """Sends to `address`, or to the leader if it is empty, and waits for nothing; needs an open stream."""
 
         def send() -> None:
-            connection = self._connections.get(address)
+            leader = self._book.leader()
+            connection = self._connections.get(address or (leader.address if leader is not None else ""))
             if connection is not None:
                 connection.send(call, None)
 

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .errors import ClientDisconnected
+from .errors import ClientDisconnected, ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ Z64 = b"\0" * 8
 Sink = Callable[[bytes, Sequence[bytes]], None]
 
 
-class DeliveryFailed(Exception):
+class DeliveryFailed(ClusterError):
     """The storage's user raised when it was told of a change: what it caches cannot be trusted any more."""
 
 

@@ -118,6 +118,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     def pack(self, pack_time: float, referencesf: Any, gc: bool = True) -> None:
         raise POSException.Unsupported("pack")
 
+    def undo(self, transaction_id: bytes, transaction: Any) -> None:
+        self._want_writable()
+        raise POSException.Unsupported("undo")
+
     # ---- reading ---------------------------------------------------------------------------------------
 
     def lastTransaction(self) -> bytes:  # noqa: N802

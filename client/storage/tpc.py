@@ -50,6 +50,7 @@ class Begun:
         self._records: dict[bytes, pb.NewRecord] = {}
         self._checks: dict[bytes, bytes] = {}
         self._bytes = 0
+        self._asked = False  # a leader may hold a vote that we have no answer to
 
     @property
     def restoring(self) -> bool:
@@ -104,8 +105,10 @@ class Begun:
         for _ in range(VOTE_ROUNDS):
             body = self.body()
             call = Call("vote", pb.Vote(transaction_id=self.transaction_id, transaction=body))
+            self._asked = True
             with as_zodb():
                 event, voted_at = cluster.lead(call)
+            self._asked = False
             conflicts = event.vote.conflicts
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
@@ -136,7 +139,8 @@ class Begun:
         self._put(pb.NewRecord(oid=record.oid, base_serial=committed, data=data))
 
     def abort(self) -> None:
-        pass
+        if self._asked:
+            self.storage.cluster.tell("", Call("abort", pb.Abort(transaction_id=self.transaction_id)))
 
 
 class Voted:
