@@ -21,6 +21,9 @@ class KeyValueStore(Protocol):
     def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
         """The pair with the greatest key <= `key`, or None, and the key that follows it (or follows `key`)."""
 
+    def at_or_before(self, family: str, key: bytes) -> bytes | None:
+        """The greatest key <= `key`."""
+
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with key >= start in order, as of the call's first item."""
 
@@ -56,6 +59,11 @@ class MemoryStore:
             return None, following
         found = keys[position - 1]
         return (found, self._values[family][found]), following
+
+    def at_or_before(self, family: str, key: bytes) -> bytes | None:
+        keys = self._keys[family]
+        position = bisect_right(keys, key)
+        return keys[position - 1] if position else None
 
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         keys, values = self._keys[family], self._values[family]

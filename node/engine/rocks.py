@@ -8,6 +8,7 @@ is atomic by itself. (With several, `atomic_flush` covers the automatic flushes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import rocksdict
@@ -15,34 +16,56 @@ from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.kv import FAMILIES, Change
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
+_PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
+
 
 def _options() -> rocksdict.Options:
+    tables = rocksdict.BlockBasedOptions()
+    tables.set_block_cache(rocksdict.Cache(64 << 20))
+    # For lookups of transaction ids, nearly all of which are new.
+    tables.set_bloom_filter(10, False)
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_paranoid_checks(True)
+    options.set_block_based_table_factory(tables)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_write_buffer_size(32 << 20)
+    # Applying must not wait for one slow flush.
+    options.set_max_write_buffer_number(4)
+    options.set_max_background_jobs(2)
+    # Below the usual limit of 1,024 files for each process.
+    options.set_max_open_files(512)
+    options.set_max_log_file_size(16 << 20)
     options.set_keep_log_file_num(4)
     return options
 
 
-_PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """rocksdict raises bare Exceptions."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineError(f"cannot {what} the database: {error}") from error
 
 
 class RocksStore:
-    """A KeyValueStore in a folder of its own. EngineError when RocksDB cannot open it."""
+    """A KeyValueStore in a folder of its own. EngineError when RocksDB cannot open, read or write it."""
 
     def __init__(self, directory: Path) -> None:
         try:
             self._db = rocksdict.Rdict(str(directory), _options())
-        except Exception as error:  # rocksdict raises bare Exception
+        except Exception as error:
             raise EngineError(f"cannot open the database in {directory}: {error}") from error
         self._unlogged = rocksdict.WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # its stub is wrong
 
     def get(self, family: str, key: bytes) -> bytes | None:
         """See KeyValueStore."""
-        value: bytes | None = self._db.get(_PREFIXES[family] + key)
+        try:
+            value: bytes | None = self._db.get(_PREFIXES[family] + key)
+        except Exception as error:  # as `_doing`, which takes longer than the lookup
+            raise EngineError(f"cannot read the database: {error}") from error
         return value
 
     def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
@@ -58,15 +81,27 @@ class RocksStore:
         else:
             self._check(pairs)
             pairs.seek(prefix + key)
-        following = pairs.key() if pairs.valid() else None
-        self._check(pairs)
-        return found, following[1:] if following is not None and following[:1] == prefix else None
+        if not pairs.valid():
+            self._check(pairs)
+            return found, None
+        following = pairs.key()
+        return found, following[1:] if following[:1] == prefix else None
+
+    def at_or_before(self, family: str, key: bytes) -> bytes | None:
+        """See KeyValueStore."""
+        prefix = _PREFIXES[family]
+        pairs = self._db.iter()
+        pairs.seek_for_prev(prefix + key)
+        if not pairs.valid():
+            self._check(pairs)
+            return None
+        found: bytes = pairs.key()
+        return found[1:] if found[:1] == prefix else None
 
     def _check(self, pairs: rocksdict.RdictIter) -> None:
-        try:
+        """An iterator that is not valid is at the end, or has failed."""
+        with _doing("read"):
             pairs.status()
-        except Exception as error:  # rocksdict raises bare Exception
-            raise EngineError(f"cannot read the database: {error}") from error
 
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """See KeyValueStore."""
@@ -96,18 +131,21 @@ class RocksStore:
                 batch.delete(_PREFIXES[family] + key)
             else:
                 batch.put(_PREFIXES[family] + key, value)
-        self._db.write(batch, self._unlogged)
+        with _doing("write"):
+            self._db.write(batch, self._unlogged)
 
     def bytes_used(self) -> int:
         """See KeyValueStore."""
-        return sum(
-            int(self._db.property_int_value(name) or 0)
-            for name in ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
-        )
+        with _doing("read"):
+            return sum(
+                int(self._db.property_int_value(name) or 0)
+                for name in ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
+            )
 
     def flush(self) -> None:
         """Durable when it returns."""
-        self._db.flush(True)
+        with _doing("flush"):
+            self._db.flush(True)
 
     def close(self) -> None:
         """The folder may be opened again afterwards."""

@@ -27,7 +27,11 @@ RETENTION = 1 << 20
 #: Largest block of oids in one command.
 MAX_ALLOCATION = 1 << 20
 FORMAT = 1
+#: Oids from here on can be stored only after they were given out, and no given tid may be above: a client that
+#: names the last oid or tid of all must not leave none for the others.
+GIVEN_OUT_ONLY = 1 << 63
 
+_FORMAT = struct.Struct(">I")
 _STATE = struct.Struct(">IQ8sQQ")
 _STATE_KEY = b"state"
 _RECORD_HEAD = struct.Struct(">B8s")
@@ -56,13 +60,23 @@ class StateMachine:
         self._last_tid = Z64
         self._next_oid = 1  # 0 is the root object
         self._objects = 0
-        sealed = store.get("meta", _STATE_KEY)
-        if sealed is not None:
-            form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE.unpack(
-                _open("meta", _STATE_KEY, sealed)
-            )
-            if form != FORMAT:
-                raise EngineError(f"the database has format {form}; this version knows format {FORMAT}")
+        try:
+            self._read_state()
+        except BaseException:
+            store.close()
+            raise
+
+    def _read_state(self) -> None:
+        sealed = self._store.get("meta", _STATE_KEY)
+        if sealed is None:
+            if any(True for family in FAMILIES for _ in self._store.scan(family, b"")):
+                raise EngineError("the database has contents, but no record of what was applied to it")
+            return
+        value = _open("meta", _STATE_KEY, sealed)
+        (form,) = _FORMAT.unpack_from(value)
+        if form != FORMAT:
+            raise EngineError(f"the database has format {form}; this version knows format {FORMAT}")
+        _form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE.unpack(value)
 
     @property
     def applied_index(self) -> int:
@@ -100,14 +114,16 @@ class StateMachine:
             kind = command.WhichOneof("kind")
             if kind == "commit":
                 return self._commit(index, command.commit, changes)
-        except DecodeError as error:
-            return Applied(index, refused=f"malformed command: {error}")
+        except DecodeError:  # its text depends on the protobuf version, an outcome must not
+            return Applied(index, refused="malformed command")
         if kind != "allocate":
             return Applied(index, refused="a command of a kind that this version does not know")
         count = command.allocate.count
         if not 1 <= count <= MAX_ALLOCATION:
             return Applied(index, refused=f"{count} oids asked for; 1 to {MAX_ALLOCATION} can be had at once")
         first = self._next_oid
+        if first + count >= 1 << 64:
+            return Applied(index, refused="no oids are left")
         self._next_oid += count
         return Applied(index, first_oid=first.to_bytes(8, "big"))
 
@@ -116,14 +132,18 @@ class StateMachine:
         first = self.transaction_tid(identity)
         if first is not None:
             return Applied(index, identity, tid=first, repeated=True)
-        transaction = pb.Transaction.FromString(commit.transaction)
-        oids = tuple(record.oid for record in transaction.records)
-        malformed = any(len(oid) != 8 for oid in oids) or len(set(oids)) != len(oids) or len(tid) != 8
-        if malformed or len(identity) != 16 or (transaction.tid and transaction.tid != tid):
+        try:
+            transaction = pb.Transaction.FromString(commit.transaction)
+        except DecodeError:
             return Applied(index, identity, refused="malformed transaction")
+        why = self._malformed(commit, transaction)
+        if why:
+            return Applied(index, identity, refused=f"malformed transaction: {why}")
         if tid <= self._last_tid:
             return Applied(index, identity, refused=f"tid {tid.hex()} is not above {self._last_tid.hex()}")
-        conflicts = tuple(self.conflicts(transaction))
+        oids = tuple(record.oid for record in transaction.records)
+        current = {oid: self.current_serial(oid) for oid in oids}
+        conflicts = tuple(self._conflicts(transaction, current))
         if conflicts:
             return Applied(index, identity, conflicts=conflicts)
         info = pb.CommittedTransaction(
@@ -136,8 +156,9 @@ class StateMachine:
         for record in transaction.records:
             info.records.add(oid=record.oid, no_data=record.no_data, data_tid=record.data_tid)
             head = _RECORD_HEAD.pack(_NO_DATA if record.no_data else 0, record.data_tid.rjust(8, b"\0"))
-            changes.append(("records", record.oid + tid, _seal(head + record.data)))
-            if self.current_serial(record.oid) is None:
+            data = b"" if record.no_data else record.data
+            changes.append(("records", record.oid + tid, _seal(head + data)))
+            if current[record.oid] is None:
                 self._objects += 1
             self._next_oid = max(self._next_oid, int.from_bytes(record.oid, "big") + 1)
         changes.append(("transactions", tid, _seal(info.SerializeToString(deterministic=True))))
@@ -147,18 +168,51 @@ class StateMachine:
         self._last_tid = tid
         return Applied(index, identity, tid=tid, oids=oids)
 
+    def _malformed(self, commit: pb.CommitCommand, transaction: pb.Transaction) -> str:
+        """Why it cannot be applied, whatever the state; empty when it can."""
+        oids = {record.oid for record in transaction.records}
+        numbers = [int.from_bytes(oid, "big") for oid in oids]
+        if len(commit.transaction_id) != 16:
+            return "a transaction id has 16 bytes"
+        if len(commit.tid) != 8 or (transaction.tid and transaction.tid != commit.tid):
+            return "bad tid"
+        if transaction.tid and int.from_bytes(transaction.tid, "big") >= GIVEN_OUT_ONLY:
+            return "a given tid that is too large"
+        if len(transaction.status) > 1:
+            return "a status has one byte"
+        if len(oids) != len(transaction.records):
+            return "an oid twice"
+        if any(len(oid) != 8 for oid in oids) or any(len(check.oid) != 8 for check in transaction.checks):
+            return "an oid has 8 bytes"
+        if numbers and max(numbers) >= max(GIVEN_OUT_ONLY, self._next_oid):
+            return "an oid that was not given out"
+        serials = [each.base_serial for each in transaction.records]
+        serials += [each.data_tid for each in transaction.records]
+        serials += [each.serial for each in transaction.checks]
+        if any(len(serial) not in (0, 8) for serial in serials):
+            return "a serial has 8 bytes"
+        return ""
+
     def conflicts(self, transaction: pb.Transaction) -> list[Conflict]:
         """See `api.Engine.conflicts`. A transaction that brings its own tid is a restore: no base serials."""
+        if transaction.tid:
+            return self._conflicts(transaction, {})
+        return self._conflicts(
+            transaction, {record.oid: self.current_serial(record.oid) for record in transaction.records}
+        )
+
+    def _conflicts(self, transaction: pb.Transaction, current: dict[bytes, bytes | None]) -> list[Conflict]:
+        """`current`: serials of the records' oids."""
         found = []
         if not transaction.tid:
             for record in transaction.records:
-                current = self.current_serial(record.oid) or Z64
-                if current != (record.base_serial or Z64):
-                    found.append(Conflict(record.oid, current, record.base_serial or Z64))
+                serial, expected = current[record.oid] or Z64, record.base_serial or Z64
+                if serial != expected:
+                    found.append(Conflict(record.oid, serial, expected))
         for check in transaction.checks:
-            current = self.current_serial(check.oid) or Z64
-            if current != (check.serial or Z64):
-                found.append(Conflict(check.oid, current, check.serial or Z64, reading=True))
+            serial, expected = self.current_serial(check.oid) or Z64, check.serial or Z64
+            if serial != expected:
+                found.append(Conflict(check.oid, serial, expected, reading=True))
         return found
 
     # ---- reading -------------------------------------------------------------------------------------
@@ -171,6 +225,8 @@ class StateMachine:
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
         """See `api.Engine.load_before`."""
+        if len(oid) != 8 or len(tid) != 8:  # other lengths would split into another oid and tid
+            raise KeyError(oid)
         following: bytes | None
         if tid == Z64:
             found, following = None, self._first_key(oid)
@@ -192,7 +248,7 @@ class StateMachine:
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
         """See `api.Engine.load_serial`."""
         key = oid + serial
-        sealed = self._store.get("records", key)
+        sealed = self._store.get("records", key) if len(oid) == len(serial) == 8 else None
         data = None if sealed is None else self._record(key, sealed)[0]
         if data is None:
             raise KeyError((oid, serial))
@@ -200,8 +256,8 @@ class StateMachine:
 
     def current_serial(self, oid: bytes) -> bytes | None:
         """See `api.Engine.current_serial`."""
-        found, _following = self._store.around("records", oid + _MAX)
-        return found[0][8:] if found is not None and found[0][:8] == oid else None
+        found = self._store.at_or_before("records", oid + _MAX)
+        return found[8:] if found is not None and found[:8] == oid else None
 
     def history(self, oid: bytes, size: int) -> list[pb.Revision]:
         """See `api.Engine.history`."""
@@ -249,14 +305,24 @@ class StateMachine:
         for info in self._infos(start):
             if stop is not None and info.tid > stop:
                 break
-            if size >= max_bytes and page:
-                return page, True
-            for record in info.records:
-                if not record.no_data:
-                    record.data = self.load_serial(record.oid, info.tid)
             size += info.ByteSize()
+            for record in info.records:
+                if size > max_bytes and page:
+                    return page, True
+                if not record.no_data:
+                    record.data = self._stored(record.oid, info.tid)
+                    size += len(record.data)
+            if size > max_bytes and page:
+                return page, True
             page.append(info)
         return page, False
+
+    def _stored(self, oid: bytes, tid: bytes) -> bytes:
+        """Data of a record that a transaction says it has."""
+        try:
+            return self.load_serial(oid, tid)
+        except KeyError:
+            raise EngineError(f"record {oid.hex()} of transaction {tid.hex()} is missing") from None
 
     def changed_since(self, tid: bytes, limit: int) -> list[tuple[bytes, tuple[bytes, ...]]]:
         """See `api.Engine.changed_since`."""
