@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from raftstorage.ops.bench_client import Job, Target, measure, populate
+from raftstorage.ops.bench_client import CLIENTS_MAX, Job, Target, measure, populate
 from raftstorage.ops.child import PARENT_VARIABLE
 from raftstorage.ops.drill_report import percentile
 from raftstorage.ops.errors import CommandError, require_zodb
@@ -107,6 +107,8 @@ def run(
         import ZEO  # noqa: F401
     except ImportError:
         raise CommandError("raftstorage bench compares with ZEO: pip install ZEO", 2) from None
+    if not clients or not all(1 <= number <= CLIENTS_MAX for number in clients):
+        raise CommandError(f"a bench has 1 to {CLIENTS_MAX} clients", 2)
     jobs = [("commit 1 object", 1), ("commit 100 objects", 100), ("cold load", 0)]
     result = Result(seconds, rounds, [Row(name, n) for name, _ in jobs for n in clients], [])
     with contextlib.ExitStack() as stack:

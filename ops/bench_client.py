@@ -23,7 +23,7 @@ from raftstorage.ops.errors import CommandError
 
 PAYLOAD_BYTES = 200
 OBJECTS_TO_LOAD = 10_000
-_CLIENTS_MAX = 8
+CLIENTS_MAX = 8
 _OBJECTS_IN_COMMIT = 100
 _START_TIMEOUT = 60.0
 
@@ -69,7 +69,7 @@ def populate(target: Target) -> None:
     """Makes the objects that the jobs change and load."""
     with open_database(target) as db:
         with db.transaction() as connection:
-            for client in range(_CLIENTS_MAX):
+            for client in range(CLIENTS_MAX):
                 things = [Thing(os.urandom(PAYLOAD_BYTES)) for _ in range(_OBJECTS_IN_COMMIT)]
                 for thing in things:
                     connection.add(thing)

@@ -214,6 +214,7 @@ def demo() -> None:
 def bench(
     seconds: Annotated[float, typer.Option(min=0.2, help="Length of one measurement.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; both systems take turns in each.")] = 3,
+    clients: Annotated[str, typer.Option(help="Numbers of client processes, each at most 8.")] = "1,4,8",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table into this file.")] = None,
 ) -> None:
@@ -221,7 +222,8 @@ def bench(
     from raftstorage.ops import bench as bench_module
 
     progress = Console(stderr=True, soft_wrap=True)
-    result = bench_module.run(seconds=seconds, rounds=rounds, say=progress.print)
+    numbers = tuple(int(number) for number in clients.split(","))
+    result = bench_module.run(seconds=seconds, rounds=rounds, say=progress.print, clients=numbers)
     if markdown is not None:
         bench_module.write_markdown(result, markdown)
     if as_json:
