@@ -105,6 +105,8 @@ class Client:
     async def hello(self, **fields: Any) -> pb.Event:
         given = {"protocol_version": PROTOCOL_VERSION, "client_id": "0" * 32} | fields
         return await self.ask(hello=pb.Hello(**given))
+
+    async def commit(self, identity: int, *oids: int, base: bytes = ROOT, data: bytes = b"data") -> pb.Event:
         transaction = pb.Transaction(records=[pb.NewRecord(oid=oid(n), base_serial=base, data=data) for n in oids])
         body = transaction.SerializeToString()
         return await self.ask(commit=pb.Commit(transaction_id=bytes([identity]) * 16, transaction=body))
