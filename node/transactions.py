@@ -6,7 +6,6 @@ Event without id, now or later, at most once). What is safe is decided where ent
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,20 +14,8 @@ from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.failures import conflict_failure, failed, lost, not_leader
 from raftstorage.node.oids import OidBlocks, Reply
 from raftstorage.node.raft.types import Entry, NotLeader
+from raftstorage.node.tids import after, timestamp_tid
 from raftstorage.proto import storage_pb2 as pb
-
-_SECOND_UNIT = 60.0 / (1 << 32)
-
-
-def timestamp_tid(now: float) -> bytes:
-    """`now` (Unix seconds) as ZODB's TimeStamp: minutes of a calendar with 31-day months, then 2**-32 minutes."""
-    year, month, day, hour, minute = time.gmtime(now)[:5]
-    minutes = ((((year - 1900) * 12 + month - 1) * 31 + day - 1) * 24 + hour) * 60 + minute
-    return minutes.to_bytes(4, "big") + int(now % 60 / _SECOND_UNIT).to_bytes(4, "big")
-
-
-def _after(tid: bytes) -> bytes:
-    return (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +275,7 @@ class Coordinator:
         if work.tid and work.tid <= self._last_assigned:
             reply(_stale(work.tid, self._last_assigned))
             return False
-        tid = work.tid or max(timestamp_tid(now), _after(max(self._last_assigned, self._engine.last_tid)))
+        tid = work.tid or max(timestamp_tid(now), after(max(self._last_assigned, self._engine.last_tid)))
         command = pb.CommitCommand(transaction_id=work.identity, tid=tid, transaction=work.body)
         term = self._term()
         try:
