@@ -43,9 +43,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in soak]
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().randrange(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
     return f"raftstorage: --seed={config.option.seed}"
 
 
@@ -133,7 +136,11 @@ def _end(cluster: LocalCluster) -> None:
         if cluster.is_running(i):
             cluster.kill(i)
         log = cluster.log_path(i).read_text()
-        assert "Traceback" not in log, f"node {cluster.node_id(i)} logged an unexpected error:\n{log[-8000:]}"
+        at = log.find("Traceback")
+        if at >= 0:
+            pytest.fail(
+                f"node {cluster.node_id(i)} logged an unexpected error:\n{log[max(0, at - 2000) : at + 4000]}"
+            )
 
 
 @pytest.fixture
