@@ -22,6 +22,6 @@ def _minutes(year: int, month: int, day: int, hour: int, minute: int) -> bytes:
     return ((((year - 1900) * 12 + month - 1) * 31 + day - 1) * 24 * 60 + hour * 60 + minute).to_bytes(4, "big")
 
 
-#: The last tid that a client may bring along (restore): the start of the year 3000. Every later tid is above it, so
-#: one near the end of the range would leave none for those who come after it, for good.
+#: The last tid that a client may bring along (restore): the start of the year 3000. Every later tid is above it,
+#: so one near the end of the range would leave none for those who come after it, for good.
 LAST_GIVEN = _minutes(3000, 1, 1, 0, 0) + bytes(4)

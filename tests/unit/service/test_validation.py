@@ -28,11 +28,13 @@ def commit(engine: MemoryEngine, transaction: pb.Transaction, tid: bytes) -> Any
 
 @pytest.mark.parametrize("oid", [b"\xff" * 8, b"\xff" * 7 + b"\xfe", b"\x80" + b"\0" * 7])
 @pytest.mark.parametrize("tid", [b"", b"\1" * 8], ids=["stored", "restored"])
-def test_an_oid_behind_which_there_is_no_next_is_refused(oid: bytes, tid: bytes) -> None:
-    """It would be replicated, and stop every node that applies it."""
+def test_an_oid_behind_which_there_is_no_next_stops_no_node(oid: bytes, tid: bytes) -> None:
+    """It is replicated: whatever raises here would stop every node, again at each start."""
     answer = parsed({"oid": oid, "data": b"x"}, tid=tid)
-    assert isinstance(answer, pb.Failure)
-    assert (answer.reason, answer.code, answer.oid) == (pb.INVALID, 3, oid)
+    if isinstance(answer, pb.Transaction):
+        engine = MemoryEngine()
+        outcome = commit(engine, answer, b"\1" * 8)
+        assert outcome.tid is None and outcome.refused
 
 
 def test_behind_the_last_oid_that_can_be_stored_there_are_new_ones() -> None:
@@ -43,6 +45,9 @@ def test_behind_the_last_oid_that_can_be_stored_there_are_new_ones() -> None:
     allocate = pb.Command(allocate=pb.AllocateCommand(count=1 << 20)).SerializeToString()
     first = engine.apply(engine.applied_index + 1, allocate).first_oid
     assert first is not None and first > LAST_OID
+    given_out = parsed({"oid": first, "data": b"x"})
+    assert isinstance(given_out, pb.Transaction)
+    assert commit(engine, given_out, b"\2" * 8).tid == b"\2" * 8
 
 
 def test_a_given_tid_leaves_room_for_later_ones() -> None:
