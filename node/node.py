@@ -115,7 +115,7 @@ class Node:
             fatal=self._fatal,
             observer=self.metrics,
         )
-        self.metrics.watch(self.driver)
+        self.metrics.watch(self.driver, self.identity)
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,
             max_transaction_bytes=options.max_transaction_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
@@ -11,6 +12,7 @@ from raftstorage.node.raft.types import Role
 
 if TYPE_CHECKING:
     from raftstorage.node.driver import Driver
+    from raftstorage.node.identity import NodeIdentity
 
 _FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -70,8 +72,15 @@ class NodeMetrics:
         )
         self._server: WSGIServer | None = None
 
-    def watch(self, driver: Driver) -> None:
+    def watch(self, driver: Driver, identity: NodeIdentity) -> None:
         """Reads the driver's plain numbers at each scrape."""
+        self.info.info(
+            {
+                "node_id": str(identity.node_id),
+                "cluster_id": identity.cluster_id,
+                "version": metadata.version("raftstorage"),
+            }
+        )
         self.term.set_function(lambda: driver.term)
         self.leader.set_function(lambda: driver.leader)
         self.last_index.set_function(lambda: driver.last_index)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from raftstorage.node.driver import Driver
+from raftstorage.node.options import split_address
 from raftstorage.node.service.peers import MAX_MESSAGE_BYTES
 from raftstorage.proto import admin_pb2, admin_pb2_grpc, raft_pb2, raft_pb2_grpc, storage_pb2, storage_pb2_grpc
 
@@ -66,12 +68,9 @@ class GrpcServer:
     def bind(self, address: str) -> int:
         """Takes host:port and returns the port (a free one for port 0). PortInUse."""
         try:
-            port = self._server.add_insecure_port(address)
+            return self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise PortInUse(f"cannot listen on {address}: {error}") from error
-        if port == 0:
-            raise PortInUse(f"cannot listen on {address}")
-        return port
+            raise PortInUse(f"cannot listen on {address}: {_why(address)}") from error
 
     async def start(self) -> None:
         await self._set_health()
@@ -102,3 +101,15 @@ class GrpcServer:
         for service, serving in (("", up), (STORAGE, up), (LEADER, leads)):
             status = health_pb2.HealthCheckResponse
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+def _why(address: str) -> str:
+    """The system's reason why an address cannot be listened on, which gRPC does not tell."""
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _name, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(where)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    return "the port was in use just now"
