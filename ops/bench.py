@@ -57,12 +57,14 @@ class Result:
     rounds: int
     rows: list[Row]
     syncs: list[float]  # seconds of each synced append
+    load: float = 0.0  # the machine's load average before anything was started
 
     def facts(self) -> dict[str, str]:
         """What one must know to read the figures."""
         return {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+            "load average before": f"{self.load:.1f}",
             "python": platform.python_version(),
             "raftstorage": version("raftstorage"),
             "ZODB": version("ZODB"),
@@ -110,7 +112,7 @@ def run(
     if not clients or not all(1 <= number <= CLIENTS_MAX for number in clients):
         raise CommandError(f"a bench has 1 to {CLIENTS_MAX} clients", 2)
     jobs = [("commit 1 object", 1), ("commit 100 objects", 100), ("cold load", 0)]
-    result = Result(seconds, rounds, [Row(name, n) for name, _ in jobs for n in clients], [])
+    result = Result(seconds, rounds, [Row(name, n) for name, _ in jobs for n in clients], [], os.getloadavg()[0])
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raftstorage-bench-", dir=directory)))
         say("starting three storage nodes and a ZEO server")

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -246,10 +246,15 @@ def read_marks(addresses: str, wait_timeout: float) -> dict[str, list[str]]:
         ClientStorage(addresses, read_only=True, wait_timeout=wait_timeout, consistency="linearizable")
     ) as storage:
         storage.sync()
-        found: dict[str, list[str]] = {}
-        for transaction in storage.iterator():
-            for uid in set(_uids(transaction)):
-                found.setdefault(uid, []).append(transaction.tid.hex())
+        return marks_in(storage.iterator())
+
+
+def marks_in(transactions: Iterable[Any]) -> dict[str, list[str]]:
+    """Unique id -> tids (hexadecimal) of all `transactions` (of a storage's iterator) that store it."""
+    found: dict[str, list[str]] = {}
+    for transaction in transactions:
+        for uid in set(_uids(transaction)):
+            found.setdefault(uid, []).append(transaction.tid.hex())
     return found
 
 
