@@ -174,6 +174,11 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
                     self._complain(peer, f"{address}: {refused}")
                 except TimeoutError:
                     self._complain(peer, f"{address} did not say hello")
+                except asyncio.InvalidStateError:
+                    # grpc.aio says so to who writes before the reader has heard of the end.
+                    self._complain(peer, f"{address} ended the stream")
+                except Exception:  # a dialer that ended would cut two nodes off from each other for good
+                    log.exception("the stream to peer %d ended by an error; dialling again", peer)
                 finally:
                     call.cancel()
                 if loop.time() - begin > HELLO_SECONDS:

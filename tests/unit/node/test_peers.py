@@ -155,6 +155,34 @@ def test_a_peer_that_was_away_is_connected_again() -> None:
     run(work())
 
 
+@pytest.mark.parametrize("error", [asyncio.InvalidStateError("RPC already finished."), OSError("unheard of")])
+def test_a_dialer_outlives_every_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that met the end of its stream ended a dialer for good; with the third node killed, none led again."""
+    broken = asyncio.Event()
+
+    async def work() -> None:
+        write = PeerTransport._write
+
+        async def fail_once(self: PeerTransport, stream: Any, link: Any) -> None:
+            if self is nodes.transports[1] and not broken.is_set():  # the one that dials
+                broken.set()
+                raise error
+            await write(self, stream, link)
+
+        monkeypatch.setattr(PeerTransport, "_write", fail_once)
+        nodes = Nodes(2)
+        async with nodes:
+            await broken.wait()
+            await nodes.connected(1, 2)
+            for sender, to in ((1, 2), (2, 1)):
+                await until(
+                    lambda sender=sender, to=to: nodes.transports[sender].send(message(sender, to, 7))
+                    or nodes.got[to]
+                )
+
+    run(work())
+
+
 def test_a_newer_stream_replaces_the_older() -> None:
     async def work() -> None:
         async with Nodes(2) as nodes:

@@ -68,6 +68,9 @@ class MemoryLog:
             raise IndexError(index)
         return self._entries[index - 1].term
 
+    def matches(self, index: int, term: int) -> bool:
+        return index <= len(self._entries) and self.term(index) == term
+
     def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
         if not 1 <= low < high <= len(self._entries) + 1:
             raise IndexError((low, high))
@@ -215,28 +218,32 @@ class Cluster:
         self.flying = [message for message in self.flying if not choose(message)]
         return before - len(self.flying)
 
-    def settle(self, frozen: frozenset[int] = frozenset()) -> None:
-        """Writes and delivers until nothing is left to do. Nodes in `frozen` write nothing."""
+    def settle(
+        self, choose: Callable[[Message], bool] = lambda message: True, frozen: Iterable[int] = frozenset()
+    ) -> None:
+        """Writes and delivers what is chosen until nothing is left to do. Nodes in `frozen` write nothing."""
         for _ in range(10_000):
             busy = False
             for node, it in self.nodes.items():
                 if it.up and it.writes and node not in frozen:
                     self.write(node, len(it.writes))
                     busy = True
-            if not self.deliver() and not busy:
+            if not self.deliver(choose) and not busy:
                 return
         raise AssertionError("the cluster does not come to rest")
 
-    def elect(self, node: int) -> None:
-        """Makes a node leader of whoever it reaches."""
-        for other, it in self.nodes.items():
-            if other != node and it.up and (other, node) not in self.cuts and it.core.role is not Role.LEADER:
-                # No vote is given while a leader is heard.
-                for _ in range(it.config.election_ticks):
-                    it.core.elapsed += 1
-        self.time_out(node)
-        self.settle()
-        assert self[node].role is Role.LEADER, f"node {node} is {self[node].role}"
+    def elect(self, node: int, choose: Callable[[Message], bool] = lambda message: True) -> None:
+        """Makes a node leader of whoever it reaches. Only what is chosen is delivered."""
+        for _ in range(2):  # a node that comes back learns the term from the refusals of its first pre-vote
+            for other, it in self.nodes.items():
+                if other != node and it.up and (other, node) not in self.cuts and it.core.role is not Role.LEADER:
+                    # No vote is given while a leader is heard.
+                    it.core.elapsed += it.config.election_ticks
+            self.time_out(node)
+            self.settle(choose)
+            if self[node].role is Role.LEADER:
+                return
+        raise AssertionError(f"node {node} is {self[node].role}")
 
     # ---- effects and checks --------------------------------------------------------------------------
 
