@@ -12,11 +12,10 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter
+from raftstorage.node.ports import DriverStatus, Observer, PeerState, Transport
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.types import (
     Config,
@@ -31,53 +30,12 @@ from raftstorage.node.raft.types import (
 )
 from raftstorage.node.waiting import LeadershipLost, ReadWaiters, resolve
 
-__all__ = ["Driver", "DriverStatus", "LeadershipLost", "Observer", "PeerState", "Transport"]
+__all__ = ["Driver", "LeadershipLost"]
 
 log = logging.getLogger(__name__)
 
 AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
 RoleListener = Callable[[RoleChange], None]
-
-
-class Transport(Protocol):
-    """Carries messages to peers. May lose, repeat and reorder; `send` never blocks."""
-
-    def send(self, message: Message) -> None: ...
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-
-
-class Observer(Protocol):
-    """What is measured; `service.metrics.NodeMetrics` is one. Seconds; `synced` comes from the writer thread."""
-
-    def synced(self, seconds: float, writes: int) -> None: ...
-    def proposed(self) -> None: ...
-    def applied_batch(self, seconds: float, transactions: int) -> None: ...
-    def lagged(self, seconds: float) -> None: ...
-    def role_changed(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PeerState:
-    """What a leader knows of a peer; zero and empty elsewhere."""
-
-    node_id: int
-    match_index: int = 0
-    state: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DriverStatus:
-    node_id: int
-    role: Role
-    term: int
-    leader: int
-    ready: bool
-    last_index: int
-    commit_index: int
-    applied_index: int
-    log_bytes: int
-    peers: tuple[PeerState, ...]
 
 
 class Driver:

@@ -25,7 +25,8 @@ from raftstorage.ops.bench_client import CLIENTS_MAX, Job, Target, measure, popu
 from raftstorage.ops.child import PARENT_VARIABLE
 from raftstorage.ops.drill_report import percentile
 from raftstorage.ops.errors import CommandError, require_zodb
-from raftstorage.ops.local import LocalCluster, free_ports
+from raftstorage.ops.local import LocalCluster
+from raftstorage.ops.ports import free_ports
 from rich.console import Console
 from rich.table import Table
 

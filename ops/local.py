@@ -5,30 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, overload
+from typing import overload
 
 from raftstorage.ops.child import PARENT_VARIABLE
+from raftstorage.ops.ports import free_ports
+from raftstorage.ops.process import NodeProcess
 from raftstorage.ops.status import StatusClient, has_quorum, leader_of
 from raftstorage.proto import admin_pb2 as pb
 
 _HOST = "127.0.0.1"
-_PORTS = range(16384, 32768)
 _POLL_SECONDS = 0.05
 
 
@@ -41,37 +38,6 @@ class _Member:
     node_id: int
     port: int
     metrics_port: int
-
-
-class _Process:
-    """One running node: its process and the thread that reads its standard output."""
-
-    def __init__(self, popen: subprocess.Popen[str]) -> None:
-        self.popen = popen
-        self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, args=(popen.stdout,), daemon=True)
-        self._reader.start()
-
-    def _read(self, stream: IO[str]) -> None:
-        with stream:
-            for line in stream:
-                self._ready.put(line)
-        self._ready.put(None)
-
-    def wait_ready(self, timeout: float) -> bool:
-        """True after the ready line, False when the process ended (its output is closed) or time ran out."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                line = self._ready.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return False
-            if line is None:
-                return False
-            with contextlib.suppress(ValueError):  # a line that is no JSON is not the ready line
-                event = json.loads(line)
-                if isinstance(event, dict) and event.get("event") == "ready":
-                    return True
 
 
 class LocalCluster:
@@ -103,7 +69,7 @@ class LocalCluster:
         self._options = {**(options or {}), **more_options}
         self._start_timeout = start_timeout
         self._cluster_id, self._members = self._load_or_create(nodes, base_port)
-        self._processes: dict[int, _Process] = {}
+        self._processes: dict[int, NodeProcess] = {}
         self._paused: set[int] = set()
         # The kernel ties a child to the thread that started it: this one lives as long as the cluster.
         self._launcher = ThreadPoolExecutor(1, thread_name_prefix="raftstorage-launcher")
@@ -325,7 +291,7 @@ class LocalCluster:
                     start_new_session=True,
                 )
 
-        self._processes[i] = _Process(self._launcher.submit(launch).result())
+        self._processes[i] = NodeProcess(self._launcher.submit(launch).result())
 
     def _await_ready(self, i: int) -> None:
         process = self._process(i)
@@ -358,7 +324,7 @@ class LocalCluster:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
 
-    def _process(self, i: int) -> _Process:
+    def _process(self, i: int) -> NodeProcess:
         if i not in self._processes:
             raise ClusterError(f"node {self.node_id(i)} is not running")
         return self._processes[i]
@@ -381,22 +347,3 @@ class LocalCluster:
     def _forget(self, i: int) -> None:
         del self._processes[i]
         self._paused.discard(i)
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback TCP ports that nobody listens on just now, all different.
-
-    From below the range that systems take outgoing connections' ports from: a node that is down for a while must
-    find its port free when it comes back.
-    """
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-            try:
-                sock.bind((_HOST, port))
-            except OSError:
-                continue
-        ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise ClusterError("no free ports on the loopback interface")

@@ -56,7 +56,7 @@ class RaftCore:
     def __init__(
         self, config: Config, log: LogReader, hard_state: HardState, applied: int, random: RandomSource
     ) -> None:
-        _check(config)
+        config.check()
         self.config = config
         self.log = RaftLog(log)
         if applied > self.log.last_index or self.log.last_term > hard_state.term:
@@ -398,16 +398,3 @@ class RaftCore:
             case MessageType.TIMEOUT_NOW:
                 if following.accept_leader(self, message) and self._may_campaign:
                     election.campaign(self, pre=False, transfer=True)
-
-
-def _check(config: Config) -> None:
-    """ValueError for a configuration that no cluster can have."""
-    if config.voters & config.learners:
-        raise ValueError(f"both voters and learners: {sorted(config.voters & config.learners)}")
-    if not config.voters or min(config.voters | config.learners) < 1 or config.node_id < 1:
-        raise ValueError("a cluster has voters, and node ids are 1 or more")
-    if not 1 <= config.heartbeat_ticks < config.election_ticks:
-        raise ValueError("a heartbeat must come at least once in each election timeout")
-    bounds = (config.max_message_entries, config.max_inflight_messages, config.max_inflight_bytes)
-    if min(bounds) < 1 or min(config.max_message_bytes, config.max_apply_bytes) < 0:
-        raise ValueError("bounds of messages must be positive")

@@ -151,6 +151,19 @@ class Config:
     max_inflight_bytes: int = 32 << 20
     max_apply_bytes: int = 8 << 20  # committed entries handed out in one Output, at least one
 
+    def check(self) -> None:
+        """ValueError for a configuration that no cluster can have."""
+        if self.voters & self.learners:
+            raise ValueError(f"both voters and learners: {sorted(self.voters & self.learners)}")
+        if not self.voters or min(self.voters | self.learners) < 1 or self.node_id < 1:
+            raise ValueError("a cluster has voters, and node ids are 1 or more")
+        if not 1 <= self.heartbeat_ticks < self.election_ticks:
+            raise ValueError("a heartbeat must come at least once in each election timeout")
+        if min(self.max_message_entries, self.max_inflight_messages, self.max_inflight_bytes) < 1:
+            raise ValueError("bounds of messages must be positive")
+        if min(self.max_message_bytes, self.max_apply_bytes) < 0:
+            raise ValueError("bounds in bytes must not be negative")
+
 
 class LogReader(Protocol):
     """The durable log as the core reads it; `node.wal.Wal` and the tests' memory log both are one."""

@@ -36,7 +36,7 @@ def read_until(stream: IO[str], pattern: str) -> re.Match[str]:
 
 def test_up_tells_stops_and_comes_back(disk_directory: Path, wait_for: Callable[..., Any]) -> None:
     from raftstorage.client import ClientStorage
-    from raftstorage.ops.local import free_ports
+    from raftstorage.ops.ports import free_ports
 
     port = next(p for p in free_ports(50) if p < 32700)
     directory = disk_directory / "cluster"
@@ -82,7 +82,7 @@ def test_up_tells_stops_and_comes_back(disk_directory: Path, wait_for: Callable[
 def test_a_port_in_use_is_told_in_a_few_words(disk_directory: Path) -> None:
     import socket
 
-    from raftstorage.ops.local import free_ports
+    from raftstorage.ops.ports import free_ports
 
     (port,) = free_ports(1)
     with socket.create_server(("127.0.0.1", port)):

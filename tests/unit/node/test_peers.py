@@ -157,7 +157,7 @@ def test_a_peer_that_was_away_is_connected_again() -> None:
 
 @pytest.mark.parametrize("error", [asyncio.InvalidStateError("RPC already finished."), OSError("unheard of")])
 def test_a_dialer_outlives_every_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write that met the end of its stream ended a dialer for good; with the third node killed, none led again."""
+    """A write that met the end of its stream ended its dialer for good: one more node down, and none led again."""
     broken = asyncio.Event()
 
     async def work() -> None:
@@ -176,8 +176,9 @@ def test_a_dialer_outlives_every_error(error: Exception, monkeypatch: pytest.Mon
             await nodes.connected(1, 2)
             for sender, to in ((1, 2), (2, 1)):
                 await until(
-                    lambda sender=sender, to=to: nodes.transports[sender].send(message(sender, to, 7))
-                    or nodes.got[to]
+                    lambda sender=sender, to=to: (
+                        nodes.transports[sender].send(message(sender, to, 7)) or nodes.got[to]
+                    )
                 )
 
     run(work())

@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
-from raftstorage.ops.local import ClusterError, LocalCluster, free_ports
+from raftstorage.ops.local import ClusterError, LocalCluster
+from raftstorage.ops.ports import free_ports
 
 STAND_IN = """
 import json, signal, sys
