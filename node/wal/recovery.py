@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
 from raftstorage.node.raft.types import HardState
 from raftstorage.node.wal import format as fmt
+from raftstorage.node.wal.files import Files
 from raftstorage.node.wal.format import WalDamaged
 from raftstorage.node.wal.index import EntryIndex, Place
-from raftstorage.node.wal.segment import SUFFIX, TEMPORARY, Segment, sync_directory, write_all
+from raftstorage.node.wal.segment import SUFFIX, TEMPORARY, Segment
 
 
 class Recovery:
@@ -20,7 +20,8 @@ class Recovery:
     that it found is durable when `run` returns. WalDamaged, WalError, OSError; then no file is left open.
     """
 
-    def __init__(self, directory: Path, index: EntryIndex) -> None:
+    def __init__(self, files: Files, directory: Path, index: EntryIndex) -> None:
+        self._files = files
         self._directory = directory
         self._index = index
         self._tail = 0  # offset of the last batch in the segment read last
@@ -29,10 +30,12 @@ class Recovery:
 
     def run(self) -> None:
         # A name may be in the page cache only, as contents may.
-        sync_directory(self._directory)
-        for leftover in self._directory.glob(f"*{TEMPORARY}"):
-            leftover.unlink()
-        paths = sorted(self._directory.glob(f"*{SUFFIX}"))
+        self._files.sync_directory(self._directory)
+        names = self._files.names(self._directory)
+        for name in names:
+            if name.endswith(TEMPORARY):
+                self._files.remove(self._directory / name)
+        paths = [self._directory / name for name in names if name.endswith(SUFFIX)]
         try:
             for path in paths:
                 self._read(path, last=path == paths[-1])
@@ -42,10 +45,10 @@ class Recovery:
             raise
 
     def _read(self, path: Path, *, last: bool) -> None:
-        data = path.read_bytes()
+        data = self._files.read_all(path)
         header = fmt.Header.unpack(data, path)
         self._check_header(path, header, len(data))
-        segment = Segment(path, header, os.open(path, os.O_RDWR | os.O_CLOEXEC), fmt.HEADER_BYTES)
+        segment = Segment(self._files, path, header, self._files.open(path), fmt.HEADER_BYTES)
         self.segments.append(segment)
         self._read_records(segment, data)
         if data.count(0, segment.end) != len(data) - segment.end:
@@ -95,5 +98,4 @@ class Recovery:
     def _secure(self, segment: Segment, data: bytes) -> None:
         """Cuts what stands behind the last record, and makes the last batch durable: nobody knows if it is."""
         stale = len(data[segment.end :].rstrip(b"\0"))
-        write_all(segment.fd, data[self._tail : segment.end] + bytes(stale), self._tail)
-        os.fsync(segment.fd)
+        segment.rewrite(data[self._tail : segment.end] + bytes(stale), self._tail)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from raftstorage.node.raft.types import Entry, HardState
 from raftstorage.node.wal import format as fmt
+from raftstorage.node.wal.files import SYSTEM, Files
 from raftstorage.node.wal.format import WalDamaged, WalError
 from raftstorage.node.wal.index import EntryIndex, Place
 from raftstorage.node.wal.recovery import Recovery
-from raftstorage.node.wal.segment import Segment, sync_directory
+from raftstorage.node.wal.segment import Segment
 
 SEGMENT_BYTES = 64 << 20
 CACHE_BYTES = 64 << 20
@@ -23,8 +24,15 @@ class Wal:
     """
 
     def __init__(
-        self, directory: Path, segment_bytes: int, index: EntryIndex, segments: list[Segment], state: HardState
+        self,
+        files: Files,
+        directory: Path,
+        segment_bytes: int,
+        index: EntryIndex,
+        segments: list[Segment],
+        state: HardState,
     ) -> None:
+        self._files = files
         self._directory = directory
         self._segment_bytes = segment_bytes
         self._index = index
@@ -34,20 +42,27 @@ class Wal:
         self._failed = False
 
     @classmethod
-    def open(cls, directory: Path, *, segment_bytes: int = SEGMENT_BYTES, cache_bytes: int = CACHE_BYTES) -> Wal:
+    def open(
+        cls,
+        directory: Path,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        cache_bytes: int = CACHE_BYTES,
+        files: Files = SYSTEM,
+    ) -> Wal:
         """Recovers the log in `directory`, or begins one. WalDamaged, WalError, OSError.
 
         `segment_bytes`: length of a new segment; a larger batch gets a larger one. `cache_bytes`: how much of the
         newest entries is kept in memory.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(directory.parent)
+        files.make_directory(directory)
+        files.sync_directory(directory.parent)
         index = EntryIndex(cache_bytes)
-        found = Recovery(directory, index)
+        found = Recovery(files, directory, index)
         found.run()
         if not found.segments:
-            found.segments.append(Segment.create(directory, 1, segment_bytes, HardState(), 1, 0))
-        wal = cls(directory, segment_bytes, index, found.segments, found.hard_state)
+            found.segments.append(Segment.create(files, directory, 1, segment_bytes, HardState(), 1, 0))
+        wal = cls(files, directory, segment_bytes, index, found.segments, found.hard_state)
         try:
             wal._mark()
         except BaseException:
@@ -168,7 +183,13 @@ class Wal:
         size = max(self._segment_bytes, fmt.HEADER_BYTES + fmt.STATE_BYTES + needed)
         try:
             segment = Segment.create(
-                self._directory, current.sequence + 1, size, self._hard_state, self.last_index() + 1, current.end
+                self._files,
+                self._directory,
+                current.sequence + 1,
+                size,
+                self._hard_state,
+                self.last_index() + 1,
+                current.end,
             )
         except BaseException:
             self._failed = True

@@ -69,20 +69,19 @@ def test_what_was_read_back_is_written_and_synced_before_it_counts(
         with pytest.raises(OSError, match="Input/output"):
             wal.write(HardState(2, 2), [entry(2)])
     events: list[tuple[str, int]] = []
-    real_pwrite, real_fsync = os.pwrite, os.fsync
+    real_pwrite, real_fdatasync = os.pwrite, os.fdatasync
 
     def pwrite(fd: int, data: bytes, offset: int) -> int:
         events.append(("write", offset))
         return real_pwrite(fd, data, offset)
 
-    def fsync(fd: int) -> None:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            events.append(("sync", 0))
-        real_fsync(fd)
+    def fdatasync(fd: int) -> None:
+        events.append(("sync", 0))
+        real_fdatasync(fd)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", pwrite)
-        patched.setattr(os, "fsync", fsync)
+        patched.setattr(os, "fdatasync", fdatasync)
         again = crashed()
     assert content(again) == [entry(1), entry(2)]
     assert again.hard_state == HardState(2, 2)
@@ -106,7 +105,7 @@ def test_nothing_is_written_after_a_failed_sync(
     assert wal.last_index() == 0
 
 
-@pytest.mark.parametrize("failing", ["posix_fallocate", "fsync"])
+@pytest.mark.parametrize("failing", ["posix_fallocate", "fsync", "fdatasync"])
 def test_a_segment_that_cannot_be_begun_ends_the_log(
     crashed: Callable[..., Wal], monkeypatch: pytest.MonkeyPatch, failing: str, tmp_path: Path
 ) -> None:
@@ -132,7 +131,8 @@ def test_names_are_durable_before_anything_is_written_under_them(
     real_fsync, real_rename = os.fsync, Path.rename
 
     def fsync(fd: int) -> None:
-        events.append("sync directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync file")
+        assert stat.S_ISDIR(os.fstat(fd).st_mode)
+        events.append("sync directory")
         real_fsync(fd)
 
     def rename(path: Path, target: Path) -> Path:
@@ -146,7 +146,7 @@ def test_names_are_durable_before_anything_is_written_under_them(
     monkeypatch.setattr(Path, "rename", rename)
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     wal.write(None, [entry(1, data=bytes(2 * SEGMENT))])
-    assert events == ["sync file", "rename", "sync directory", "sync data"]
+    assert events == ["sync data", "rename", "sync directory", "sync data"]
 
 
 def test_a_clean_stop_tells_damage_in_the_last_batch_from_a_torn_one(tmp_path: Path) -> None:
