@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from raftstorage.node.engine.api import Applied, Engine
-from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter
+from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
 from raftstorage.node.ports import DriverStatus, Observer, PeerState, Transport
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.types import (
@@ -41,7 +41,8 @@ RoleListener = Callable[[RoleChange], None]
 class Driver:
     """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
 
-    `tick_seconds`: length of a tick. `fatal`: ends the process; it may be called in the writer thread.
+    `tick_seconds`: length of a tick. `fatal`: ends the process; it may be called in the writer thread. `rng`: for
+    election timeouts and the numbers of reads. `writer`: makes what writes to the log; a simulator has its own.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Driver:
         fatal: Fatal,
         rng: random.Random | None = None,
         observer: Observer | None = None,
+        writer: WriterFactory = LogWriter,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -68,15 +70,18 @@ class Driver:
         self._tick_seconds = tick_seconds
         self._fatal = fatal
         self._observer = observer
-        self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng or random.Random())
+        self._make_writer = writer
+        rng = rng or random.Random()
+        self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng)
         self._ready_term = 0
         self._pump_scheduled = False
         self._pumping = False
         self._running = False
         self._tick_handle: asyncio.TimerHandle | None = None
         self._tick_due = 0.0
-        self._reads = ReadWaiters(config.election_ticks)
-        self._role_waiters: set[asyncio.Future[None]] = set()
+        # Requests of an earlier life of this node must not be taken for ours.
+        self._reads = ReadWaiters(config.election_ticks, first_request=(rng.getrandbits(30) << 32) + 1)
+        self._role_waiters: dict[asyncio.Future[None], None] = {}  # in order
 
     # ---- life ----------------------------------------------------------------------------------------
 
@@ -84,7 +89,7 @@ class Driver:
         """Starts the writer thread, the transport and the ticks."""
         self._loop = asyncio.get_running_loop()
         synced = self._observer.synced if self._observer is not None else None
-        self._writer = LogWriter(self._wal, self._loop, self._durable, self._fatal, synced)
+        self._writer = self._make_writer(self._wal, self._loop, self._durable, self._fatal, synced)
         self._writer.start()
         await self._transport.start()
         self._running = True
@@ -231,12 +236,12 @@ class Driver:
     async def wait_role(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
         future: asyncio.Future[None] = self._loop.create_future()
-        self._role_waiters.add(future)
+        self._role_waiters[future] = None
         try:
             async with asyncio.timeout(timeout):
                 await future
         finally:
-            self._role_waiters.discard(future)
+            self._role_waiters.pop(future, None)
 
     async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Hands leadership to `to_node` (0: the voter that is furthest); returns the new leader's id.

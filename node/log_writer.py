@@ -27,6 +27,28 @@ class DurableLog(LogReader, Protocol):
     def bytes_on_disk(self) -> int: ...
 
 
+class Writer(Protocol):
+    """Makes writes durable in their order, and says so on the loop."""
+
+    def start(self) -> None: ...
+    def put(self, persist: Persist) -> None: ...
+    async def stop(self) -> None:
+        """Returns when everything queued is durable."""
+
+
+#: Takes what LogWriter does.
+WriterFactory = Callable[
+    [
+        DurableLog,
+        asyncio.AbstractEventLoop,
+        Callable[[list[Persist]], None],
+        Fatal,
+        Callable[[float, int], None] | None,
+    ],
+    Writer,
+]
+
+
 class LogWriter:
     """The thread that writes. All writes that queued up while it was busy share one sync (group commit).
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 
 _SECOND_UNIT = 60.0 / (1 << 32)
 
 
 def timestamp_tid(now: float) -> bytes:
-    """`now` (Unix seconds) as ZODB's TimeStamp: minutes of a calendar with 31-day months, then 2**-32 minutes."""
+    """`now` (Unix seconds) as ZODB's TimeStamp: minutes of a calendar with 31-day months, then 2**-32 minutes.
+
+    A clock before 1970 counts as 1970, one after LAST_GIVEN as that: it must not use all tids up.
+    """
+    now = min(max(now, 0.0), _LAST_SECOND)
     year, month, day, hour, minute = time.gmtime(now)[:5]
     return _minutes(year, month, day, hour, minute) + int(now % 60 / _SECOND_UNIT).to_bytes(4, "big")
 
@@ -25,3 +30,4 @@ def _minutes(year: int, month: int, day: int, hour: int, minute: int) -> bytes:
 #: The last tid that a client may bring along (restore): the start of the year 3000. Every later tid is above it,
 #: so one near the end of the range would leave none for those who come after it, for good.
 LAST_GIVEN = _minutes(3000, 1, 1, 0, 0) + bytes(4)
+_LAST_SECOND = float(calendar.timegm((3000, 1, 1, 0, 0, 0)))

@@ -1,7 +1,8 @@
 """The leader's side of two-phase commit: votes, reservations, leases, tids, blocks of oids.
 
-Pure: time is handed in, proposals go out through a function, answers through the `reply` given with each call (an
-Event without id, now or later, at most once). What is safe is decided where entries are applied, not here.
+Pure: time is handed in (`now`, seconds of a clock that is never set), proposals go out through a function, answers
+through the `reply` given with each call (an Event without id, now or later, at most once). What is safe is decided
+where entries are applied, not here.
 """
 
 from __future__ import annotations
@@ -74,19 +75,25 @@ class _Flight:
 
 
 class Coordinator:
-    """See the module. `term` gives the node's current term; `lease_seconds`: how long a vote holds its oids."""
+    """See the module.
+
+    `term` gives the node's current term, `wall_clock` the time for tids (seconds since 1970; it may jump).
+    `lease_seconds`: how long a vote holds its oids.
+    """
 
     def __init__(
         self,
         engine: Engine,
         propose: Callable[[bytes], int],
         term: Callable[[], int],
+        wall_clock: Callable[[], float],
         lease_seconds: float,
         limits: CoordinatorLimits | None = None,
     ) -> None:
         self._engine = engine
         self._propose = propose
         self._term = term
+        self._wall_clock = wall_clock
         self._lease = lease_seconds
         self._limits = limits or CoordinatorLimits()
         self._last_assigned = engine.last_tid
@@ -127,7 +134,7 @@ class Coordinator:
             self._expire(work, now)
             work = None
         if work is not None:
-            self._send(work, now, reply)
+            self._send(work, reply)
         elif identity in self._expired:
             reply(failed(pb.LEASE_EXPIRED, "the vote's reservation ran out; the transaction is aborted"))
         else:
@@ -238,7 +245,7 @@ class Coordinator:
             work.deadline = now + self._lease
             self._voted[work.identity] = work
             work.reply(pb.Event(vote=pb.VoteReply()))
-        elif not self._send(work, now, work.reply):
+        elif not self._send(work, work.reply):
             self._retry(self._release(work), now)
 
     def _taken(self, work: _Work) -> bytes | None:
@@ -270,12 +277,14 @@ class Coordinator:
                 elif work.vote or not self._known(work.identity, work.reply):
                     self._admit(work, now)
 
-    def _send(self, work: _Work, now: float, reply: Reply) -> bool:
+    def _send(self, work: _Work, reply: Reply) -> bool:
         """Proposes; False when it could not, and `reply` knows. A vote stays then, until its lease ends."""
         if work.tid and work.tid <= self._last_assigned:
             reply(_stale(work.tid, self._last_assigned))
             return False
-        tid = work.tid or max(timestamp_tid(now), after(max(self._last_assigned, self._engine.last_tid)))
+        tid = work.tid or max(
+            timestamp_tid(self._wall_clock()), after(max(self._last_assigned, self._engine.last_tid))
+        )
         command = pb.CommitCommand(transaction_id=work.identity, tid=tid, transaction=work.body)
         term = self._term()
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import secrets
 from collections.abc import Iterator, Sequence
 
 from raftstorage.node.raft.types import ReadState
@@ -20,14 +19,13 @@ class LeadershipLost(Exception):
 class ReadWaiters:
     """Reads on their way: not asked for, asked for under a request number, confirmed but not applied yet.
 
-    `retry_ticks`: a read that got no answer for so long is asked for again.
+    `retry_ticks`: a read that got no answer for so long is asked for again. `first_request`: the first number.
     """
 
-    def __init__(self, retry_ticks: int) -> None:
+    def __init__(self, retry_ticks: int, first_request: int = 1) -> None:
         self._retry_ticks = retry_ticks
         self._ticks = 0
-        # Requests of an earlier life of this node must not be taken for ours.
-        self._request = itertools.count((secrets.randbits(30) << 32) + 1)
+        self._request = itertools.count(first_request)
         self._new: list[Waiter] = []
         self._lost: list[Waiter] = []
         self._asked: dict[int, tuple[int, list[Waiter]]] = {}  # request -> (tick, who waits)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeAlias
 
 import grpc
@@ -47,24 +47,38 @@ FAIR_SHARE = 64
 MAX_BARRIERS = 1024
 
 
+def _now() -> float:
+    """Seconds of the loop's clock, which nobody sets."""
+    return asyncio.get_running_loop().time()
+
+
 class StorageService(storage_pb2_grpc.StorageServicer):
-    """One for each node. Listens to the driver from the start; `close` ends all sessions."""
+    """One for each node. Listens to the driver from the start; `close` ends all sessions.
+
+    `clock`: seconds since the epoch; tids are near it.
+    """
 
     def __init__(
-        self, driver: Driver, identity: NodeIdentity, limits: SessionLimits, metrics: NodeMetrics
+        self,
+        driver: Driver,
+        identity: NodeIdentity,
+        limits: SessionLimits,
+        metrics: NodeMetrics,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._driver = driver
         self._engine = driver.engine
         self._identity = identity
         self._limits = limits
         self._metrics = metrics
-        self._sessions: set[ClientSession] = set()
+        self._sessions: dict[ClientSession, None] = {}  # in the order they came
         self._handlers: set[asyncio.Task[None]] = set()
         self._reads = Reads(driver.engine)
         self._coordinator = Coordinator(
             driver.engine,
             driver.propose,
             lambda: driver.term,
+            clock,
             limits.lease_ms / 1000,
             CoordinatorLimits(waiting=limits.waiting_votes),
         )
@@ -101,7 +115,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 if session.live and outcome.tid > session.after:
                     session.put(event, size)
         self._reads.applied()
-        self._coordinator.applied(entries, time.time())
+        self._coordinator.applied(entries, _now())
 
     def _role(self, change: RoleChange) -> None:
         leads = change.role is Role.LEADER
@@ -133,10 +147,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         )
 
     def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._tick_handle = loop.call_later(TICK_SECONDS, self._tick)
-        self._coordinator.tick(time.time())
-        now = loop.time()
+        self._tick_handle = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+        now = _now()
+        self._coordinator.tick(now)
         self._reads.tick(now)
         while self._unready and self._unready[0][0] <= now:
             _deadline, session, request, call = self._unready.popleft()
@@ -157,7 +170,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         if handler is not None:
             self._handlers.add(handler)
             handler.add_done_callback(self._handlers.discard)
-        self._sessions.add(session)
+        self._sessions[session] = None
         self._metrics.sessions.inc()
         reader = asyncio.create_task(self._read(session, request_iterator))
         writer = asyncio.create_task(session.write(context))
@@ -182,12 +195,12 @@ class StorageService(storage_pb2_grpc.StorageServicer):
 
     def _forget(self, session: ClientSession) -> None:
         session.closed = True
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
         self._metrics.sessions.dec()
         for task in session.tasks:
             task.cancel()
         self._unready = deque(item for item in self._unready if item[1] is not session)
-        self._coordinator.session_closed(session, time.time())
+        self._coordinator.session_closed(session, _now())
 
     async def _read(self, session: ClientSession, batches: AsyncIterator[pb.RequestBatch]) -> None:
         greeted = False
@@ -265,7 +278,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             if problem is not None:
                 answer(pb.Event(failure=problem))
             elif call in CALLS:
-                self._reads.read(request, call, asyncio.get_running_loop().time(), answer)
+                self._reads.read(request, call, _now(), answer)
             elif call == "read_barrier":
                 self._barrier(session, answer)
             else:
@@ -302,7 +315,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         elif self._driver.is_ready_leader:
             self._coordinate(session, request, call, answer)
         elif leads and len(self._unready) < self._limits.waiting_votes:
-            deadline = asyncio.get_running_loop().time() + READY_PATIENCE
+            deadline = _now() + READY_PATIENCE
             self._unready.append((deadline, session, request, call))
         elif leads:
             answer(failed(pb.BUSY, "too many requests wait for this leader to be ready"))
@@ -310,7 +323,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             self._not_leader(session, request, call)
 
     def _coordinate(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
-        now = time.time()
+        now = _now()
         match call:
             case "vote" | "commit":
                 asked = request.vote if call == "vote" else request.commit

@@ -8,7 +8,7 @@ from persistent.timestamp import TimeStamp
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
-from raftstorage.node.tids import timestamp_tid
+from raftstorage.node.tids import LAST_GIVEN, timestamp_tid
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
@@ -37,7 +37,10 @@ class Node:
         self.log: list[bytes] = []
         self.leads = True
         self.term = 1
-        self.coordinator = Coordinator(self.engine, self.propose, lambda: self.term, 30.0, limits)
+        self.wall = NOW
+        self.coordinator = Coordinator(
+            self.engine, self.propose, lambda: self.term, lambda: self.wall, 30.0, limits
+        )
 
     def propose(self, data: bytes) -> int:
         if not self.leads:
@@ -92,6 +95,27 @@ def test_timestamps_are_those_of_persistent() -> None:
         assert timestamp_tid(now) == TimeStamp(*parts[:5], now % 60).raw()
 
 
+@pytest.mark.parametrize("wall", [-1e12, -1.0, 4e10, 1e18])
+def test_a_clock_that_is_wrong_leaves_tids_for_others(node: Node, wall: float) -> None:
+    node.wall = wall
+    first = node.commit(A, change(1))
+    node.apply()
+    node.wall = NOW
+    second = node.commit(B, change(2))
+    node.apply()
+    assert first[0].committed.tid < second[0].committed.tid
+    assert first[0].committed.tid <= LAST_GIVEN
+
+
+def test_a_clock_that_jumps_ends_no_lease(node: Node) -> None:
+    node.vote(A, change(1))
+    node.wall += 1e6
+    node.coordinator.tick(NOW + 1)
+    answers = node.finish(A, now=NOW + 1)
+    node.apply()
+    assert answers[0].HasField("committed")
+
+
 def test_vote_and_finish_commit(node: Node) -> None:
     (answer,) = node.vote(A, change(1))
     assert answer.WhichOneof("kind") == "vote" and not answer.vote.conflicts
@@ -106,7 +130,9 @@ def test_vote_and_finish_commit(node: Node) -> None:
 
 
 def test_a_clock_that_goes_back_does_not_take_tids_back(node: Node) -> None:
-    first, second = node.commit(A, change(1)), node.commit(B, change(2), now=NOW - 1000)
+    first = node.commit(A, change(1))
+    node.wall -= 1000
+    second = node.commit(B, change(2))
     node.apply()
     assert int.from_bytes(second[0].committed.tid, "big") == int.from_bytes(first[0].committed.tid, "big") + 1
 
