@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -52,10 +53,32 @@ class Owner(Protocol):
         """Every event, before its request's callback."""
 
 
+class Stream(Protocol):
+    """The client's side of a Session stream; `grpc.aio`'s call is one. `read` answers EOF at the end."""
+
+    def read(self) -> Awaitable[Any]: ...
+    def write(self, request: pb.RequestBatch, /) -> Awaitable[None]: ...
+    def cancel(self) -> object: ...
+    def details(self) -> Awaitable[Any]: ...
+
+
+#: Opens a stream to an address, and closes all that belongs to it.
+Dial = Callable[[str], AbstractAsyncContextManager[Stream]]
+
+
+@asynccontextmanager
+async def dial(address: str) -> AsyncIterator[Stream]:
+    """A stream over gRPC."""
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        yield StorageStub(channel).Session()  # type: ignore[no-untyped-call]
+
+
 class Connection:
     """All methods are for the loop's thread."""
 
-    def __init__(self, replica: Replica, owner: Owner, random: Random) -> None:
+    def __init__(
+        self, replica: Replica, owner: Owner, random: Random, loop: asyncio.AbstractEventLoop, dial: Dial
+    ) -> None:
         self.replica = replica
         self.after_tid = b""  # the Hello's
         self._owner = owner
@@ -68,7 +91,8 @@ class Connection:
         self._runner: asyncio.Task[None] | None = None
         self._heard = 0.0
         self._probed: float | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._dial = dial
 
     def start(self) -> None:
         self._runner = self._loop.create_task(self._run())
@@ -148,8 +172,7 @@ class Connection:
             callback(None)
 
     async def _talk(self) -> None:
-        async with grpc.aio.insecure_channel(self.replica.address, options=CHANNEL_OPTIONS) as channel:
-            stream = StorageStub(channel).Session()  # type: ignore[no-untyped-call]
+        async with self._dial(self.replica.address) as stream:
             writer: asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(HANDSHAKE_SECONDS):
@@ -170,7 +193,7 @@ class Connection:
                     writer.cancel()
                     await asyncio.wait({writer})
 
-    async def _handshake(self, stream: Any) -> None:
+    async def _handshake(self, stream: Stream) -> None:
         self._next_id += 1
         hello = self._owner.hello()
         self.after_tid = hello.after_tid
@@ -209,7 +232,7 @@ class Connection:
                 replica.latency += (self._heard - since - replica.latency) / 8
             callback(event)
 
-    async def _write(self, stream: Any) -> None:
+    async def _write(self, stream: Stream) -> None:
         try:
             while True:
                 await self._writable.wait()

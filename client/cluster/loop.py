@@ -11,9 +11,10 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+C = TypeVar("C", contravariant=True)
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -44,6 +45,15 @@ def shared_loop() -> asyncio.AbstractEventLoop:
 def in_loop_thread() -> bool:
     """True in the loop's thread, which must never wait for itself."""
     return threading.get_ident() == _thread_id
+
+
+class Result(Protocol[C]):
+    """Takes the outcome of one call. What comes after the first is ignored."""
+
+    @property
+    def done(self) -> bool: ...
+    def set_result(self, result: C, /) -> None: ...
+    def set_error(self, error: BaseException, /) -> None: ...
 
 
 class Waiter(Generic[T]):

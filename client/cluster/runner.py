@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from raftstorage.proto import storage_pb2 as pb
 
-from .loop import Waiter
+from .loop import Result
 from .policy import Answer, Broken, Flow, Happened, Send, Signal
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Running:
         loop: asyncio.AbstractEventLoop,
         connections: Mapping[str, Connection],
         flow: Flow,
-        waiter: Waiter[tuple[pb.Event, str]],
+        waiter: Result[tuple[pb.Event, str]],
         done: Callable[[Running], None],
     ) -> None:
         self._loop = loop

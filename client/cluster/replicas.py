@@ -1,0 +1,266 @@
+"""All replicas as one client sees them: streams, who leads, flows under way. For the loop's thread only.
+
+Nothing here knows threads, sockets or the time of day: `Surroundings` hands them in, and a simulator its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raftstorage.proto import storage_pb2 as pb
+
+from . import policy
+from .addresses import parse_addresses
+from .connection import Connection, Dial, dial
+from .errors import ClientDisconnected, ClusterError, ProtocolMismatch, WrongCluster
+from .feed import Feed
+from .loop import Result
+from .metrics import Metrics
+from .policy import Z64, Call, Flow, Signal
+from .runner import Running
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION = 1
+CHECK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a client runs on. `clock`: seconds, never set back, also for threads; `loop` goes by the same."""
+
+    loop: asyncio.AbstractEventLoop
+    random: random.Random
+    dial: Dial = dial
+    clock: Callable[[], float] = time.monotonic
+
+
+class Replicas:
+    """`changed` is called when a replica came, went or refused us. Other parameters as `Cluster`'s."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        surroundings: Surroundings,
+        feed: Feed,
+        metrics: Metrics,
+        *,
+        client_id: str,
+        read_only: bool = False,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.addresses = addresses
+        self.cluster_id = ""
+        self.limits = pb.Welcome()
+        self.book = policy.Book()
+        self.connections: dict[str, Connection] = {}
+        self.refused: dict[str, ClusterError] = {}  # by address: will not talk to us until an operator acts
+        self._surroundings = surroundings
+        self._loop = surroundings.loop
+        self._feed = feed
+        self._metrics = metrics
+        self._client_id = client_id
+        self._read_only = read_only
+        self._changed = changed
+        self._running: dict[Running, None] = {}  # in the order they began
+        self._closing: set[asyncio.Task[None]] = set()
+        self._checker: asyncio.TimerHandle | None = None
+        self._started = False  # the feed has its first tid
+        self._closed = False
+
+    # ---- life ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Dials all addresses."""
+        for address in self.addresses:
+            self._connect(address)
+        self._check()
+
+    def begin(self, tid: bytes) -> bytes:
+        """The feed's first tid: at least what was read, and what any stream that is open starts behind.
+
+        ClientDisconnected: nothing was read, and no replica is in reach.
+        """
+        connected = self.book.connected()
+        if not connected and tid == Z64:
+            raise ClientDisconnected("the last replica in reach was lost")
+        self._feed.accepted = max([tid, *(replica.applied for replica in connected)])
+        self._started = True
+        return self._feed.accepted
+
+    def stop(self) -> list[Coroutine[Any, Any, None]]:
+        """Fails what waits; what is returned must be awaited, and ends the streams. Again: nothing."""
+        if self._closed:
+            return []
+        self._closed = True
+        if self._checker is not None:
+            self._checker.cancel()
+        for running in list(self._running):
+            running.fail(ClientDisconnected("the storage is closed"))
+        connections = list(self.connections.values())
+        self.connections.clear()
+        return [connection.close() for connection in connections]
+
+    def _connect(self, address: str) -> None:
+        connection = Connection(
+            self.book.add(address), self, self._surroundings.random, self._loop, self._surroundings.dial
+        )
+        self.connections[address] = connection
+        connection.start()
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        for connection in self.connections.values():
+            connection.check(now)
+        self._checker = self._loop.call_later(CHECK_SECONDS, self._check)
+
+    # ---- what connections tell ------------------------------------------------------------------------
+
+    def hello(self) -> pb.Hello:
+        return pb.Hello(
+            protocol_version=PROTOCOL_VERSION,
+            client_id=self._client_id,
+            cluster_id=self.cluster_id,
+            after_tid=self._feed.accepted if self._started else b"",
+            read_only=self._read_only,
+        )
+
+    def up(self, connection: Connection, welcome: pb.Welcome) -> None:
+        address = connection.replica.address
+        if welcome.protocol_version != PROTOCOL_VERSION:
+            raise ProtocolMismatch(
+                f"{address} speaks version {welcome.protocol_version}, this is {PROTOCOL_VERSION}"
+            )
+        if self.cluster_id and welcome.cluster_id != self.cluster_id:
+            raise WrongCluster(f"{address} belongs to cluster {welcome.cluster_id}, not to {self.cluster_id}")
+        if self._started and not connection.after_tid and welcome.last_tid > self._feed.accepted:
+            raise EOFError(
+                f"the stream to {address} begins behind a gap"
+            )  # dialled again with the tid that it needs
+        self.refused.pop(address, None)
+        self.cluster_id = welcome.cluster_id
+        self.limits = welcome
+        self._drop_twin(connection.replica)
+        self._learn(welcome.leader)
+        self._tell_all()
+
+    def down(self, connection: Connection, error: BaseException | None) -> None:
+        if isinstance(error, ProtocolMismatch | WrongCluster):
+            self.refused[connection.replica.address] = error
+        if not self._closed:
+            self._metrics.disconnects.inc()
+        self._tell_all()
+
+    def event(self, connection: Connection, event: pb.Event) -> None:
+        kind = event.WhichOneof("kind")
+        if kind == "invalidations":
+            self._invalidated(connection, event.invalidations)
+        elif kind == "leader":
+            if self._learn(event.leader):
+                self._tell_all()
+        elif kind == "failure" and event.failure.reason == pb.NOT_LEADER and self._learn(event.failure.leader):
+            self._tell_all()
+
+    def _invalidated(self, connection: Connection, news: pb.Invalidations) -> None:
+        replica = connection.replica
+        for one in news.transactions:
+            replica.applied = max(replica.applied, one.tid)
+            if self._started:
+                self._feed.accept(one.tid, one.oids)
+
+    def _learn(self, leader: pb.Leader) -> bool:
+        known = {replica.node_id for replica in self.book.replicas.values()}
+        for member in leader.members:
+            if member.node_id not in known and member.address and member.address not in self.connections:
+                try:
+                    (address,) = parse_addresses(member.address)
+                except ValueError:
+                    log.warning("node %d has an address that cannot be used: %r", member.node_id, member.address)
+                    continue
+                if address not in self.connections and not self._closed:
+                    self._connect(address)
+        before = self.book.leader_id
+        changed = self.book.learn_leader(leader)
+        if changed:
+            self._metrics.leader.set(self.book.leader_id)
+            if self.book.leader_id and before != self.book.leader_id and self._started:
+                self._metrics.failovers.inc()
+        return changed
+
+    def _drop_twin(self, replica: policy.Replica) -> None:
+        """One node may have been named (localhost) and learnt (127.0.0.1): the named address is kept."""
+        for other in list(self.book.connected()):
+            if other is not replica and other.node_id == replica.node_id:
+                twin = other if replica.address in self.addresses else replica
+                if twin.address not in self.addresses:
+                    del self.book.replicas[twin.address]
+                    task = self._loop.create_task(self.connections.pop(twin.address).close())
+                    self._closing.add(task)
+                    task.add_done_callback(self._closing.discard)
+
+    def _tell_all(self) -> None:
+        self._changed()
+        for running in list(self._running):
+            running.tell(Signal.CHANGED)
+
+    # ---- flows -----------------------------------------------------------------------------------------
+
+    def launch(self, flow: Flow, result: Result[tuple[pb.Event, str]]) -> None:
+        """Drives `flow` to its end: `result` gets its answer and the address that it came from, or its error."""
+        if self._closed:
+            flow.close()
+            result.set_error(ClientDisconnected("the storage is closed"))
+            return
+        running = Running(self._loop, self.connections, flow, result, self._done)
+        self._running[running] = None
+        running.start()
+
+    def _done(self, running: Running) -> None:
+        self._running.pop(running, None)
+
+    def _retrying(self, call: Call) -> Callable[[], None]:
+        return lambda: self._metrics.retry(call.kind)
+
+    def read(self, call: Call, at_least: bytes, timeout: float, *, leader_first: bool = False) -> Flow:
+        """A call that any replica answers which has applied `at_least`."""
+        clock = self._surroundings.clock
+        return policy.read(
+            self.book,
+            call,
+            at_least,
+            clock() + timeout,
+            clock,
+            self._surroundings.random,
+            leader_first=leader_first,
+            retry=self._retrying(call),
+        )
+
+    def lead(self, call: Call, timeout: float) -> Flow:
+        """A call for the leader that changes nothing lasting."""
+        clock = self._surroundings.clock
+        return policy.lead(
+            self.book, call, clock() + timeout, clock, self._surroundings.random, retry=self._retrying(call)
+        )
+
+    def commit(self, transaction_id: bytes, body: bytes, voted_at: str, timeout: float) -> Flow:
+        """Commits exactly once. `voted_at`: address of the leader that holds the vote; empty: there was none."""
+        clock = self._surroundings.clock
+        commit = Call("commit", pb.Commit(transaction_id=transaction_id, transaction=body))
+        call = Call("finish", pb.Finish(transaction_id=transaction_id)) if voted_at else commit
+        return policy.lead(
+            self.book,
+            call,
+            clock() + timeout,
+            clock,
+            self._surroundings.random,
+            again=commit,
+            start_at=voted_at,
+            committing=True,
+            retry=self._retrying(call),
+        )
