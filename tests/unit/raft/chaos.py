@@ -104,7 +104,8 @@ class Chaos:
         if cluster.cuts and rng.random() < 0.7:
             cluster.heal()
         else:
-            cluster.cut(*rng.choices(list(cluster.nodes), k=2), both=rng.random() < 0.7)
+            a, b = rng.choices(list(cluster.nodes), k=2)
+            cluster.cut(a, b, both=rng.random() < 0.7)
             if rng.random() < 0.5:
                 cluster.isolate(rng.choice(list(cluster.nodes)))
 

@@ -52,7 +52,7 @@ def a_voter_crashes_between_two_candidates() -> None:
     cluster.settle(lambda message: message.type not in votes)
     assert cluster[1].role is cluster[2].role is Role.CANDIDATE
     cluster.settle(lambda message: message.type in votes and 2 not in (message.from_node, message.to_node))
-    assert cluster[1].role is Role.LEADER
+    assert cluster[1].role.value == "leader"
     cluster.crash(3)
     cluster.restart(3)
     cluster.settle(lambda message: message.type in votes and 1 not in (message.from_node, message.to_node))
