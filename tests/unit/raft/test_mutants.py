@@ -9,6 +9,7 @@ from raftstorage.node.raft.types import Message, MessageType, RaftInvariantError
 
 from tests.unit.raft.chaos import Chaos
 from tests.unit.raft.mutants import MUTANTS, RARE, Mutant, commits_older_terms, forgets_its_vote
+from tests.unit.raft.one_node import role
 from tests.unit.raft.raft_cluster import Cluster, Violation
 
 RUNS = 400
@@ -52,11 +53,11 @@ def a_voter_crashes_between_two_candidates() -> None:
     cluster.settle(lambda message: message.type not in votes)
     assert cluster[1].role is cluster[2].role is Role.CANDIDATE
     cluster.settle(lambda message: message.type in votes and 2 not in (message.from_node, message.to_node))
-    assert cluster[1].role.value == "leader"
+    assert role(cluster, 1) is Role.LEADER
     cluster.crash(3)
     cluster.restart(3)
     cluster.settle(lambda message: message.type in votes and 1 not in (message.from_node, message.to_node))
-    assert cluster[2].role is not Role.LEADER
+    assert role(cluster, 2) is not Role.LEADER
 
 
 STORIES: dict[Mutant, Callable[[], None]] = {
