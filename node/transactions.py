@@ -2,7 +2,8 @@
 
 Pure: time is handed in (`now`, seconds of a clock that is never set), proposals go out through a function, answers
 through the `reply` given with each call (an Event without id, now or later, at most once). What is safe is decided
-where entries are applied, not here.
+where entries are applied, not here. A commit that is refused here must be one that no node can ever apply: this node
+may have been deposed without knowing it, and the client may have sent the commit to the next leader before.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from raftstorage.node.engine.api import Applied, Engine
+from raftstorage.node.engine.api import Applied, Conflict, Engine
 from raftstorage.node.failures import conflict_failure, failed, lost, not_leader
 from raftstorage.node.oids import OidBlocks, Reply
 from raftstorage.node.raft.types import Entry, NotLeader
@@ -178,7 +179,7 @@ class Coordinator:
             del self._flying[flight.work.identity]
             freed += self._release(flight.work)
             for reply in flight.replies:  # an event each: the id that goes into it differs
-                reply(self._outcome(outcome) if ours else lost())
+                reply(self._outcome(flight.work, outcome) if ours else lost())
         if not self._flying:
             self._last_assigned = self._engine.last_tid
         self._retry(freed, now)
@@ -221,17 +222,18 @@ class Coordinator:
     def _admit(self, work: _Work, now: float) -> None:
         """Answers, reserves, proposes, or lets it wait."""
         if work.tid:
-            if work.tid <= self._last_assigned:
+            if work.vote and work.tid <= self._last_assigned:
                 work.reply(_stale(work.tid, self._last_assigned))
                 return
         else:
             found = self._engine.conflicts(work.transaction)
-            if found:
+            if found and work.vote:
                 failures = [conflict_failure(conflict, self._engine) for conflict in found]
-                if work.vote:
-                    work.reply(pb.Event(vote=pb.VoteReply(conflicts=failures)))
-                else:
-                    work.reply(pb.Event(failure=failures[0]))
+                work.reply(pb.Event(vote=pb.VoteReply(conflicts=failures)))
+                return
+            final = next((conflict for conflict in found if _is_final(conflict)), None)
+            if final is not None:
+                work.reply(pb.Event(failure=conflict_failure(final, self._engine)))
                 return
             taken = self._taken(work)
             if taken is not None:
@@ -279,8 +281,8 @@ class Coordinator:
 
     def _send(self, work: _Work, reply: Reply) -> bool:
         """Proposes; False when it could not, and `reply` knows. A vote stays then, until its lease ends."""
-        if work.tid and work.tid <= self._last_assigned:
-            reply(_stale(work.tid, self._last_assigned))
+        if work.tid and work.tid <= self._engine.last_tid:
+            reply(_stale(work.tid, self._engine.last_tid))
             return False
         tid = work.tid or max(
             timestamp_tid(self._wall_clock()), after(max(self._last_assigned, self._engine.last_tid))
@@ -292,17 +294,19 @@ class Coordinator:
         except NotLeader:
             reply(not_leader())
             return False
-        self._last_assigned = tid
+        self._last_assigned = max(self._last_assigned, tid)
         self._voted.pop(work.identity, None)
         work.body = b""  # the log has it
         self._flights[index] = self._flying[work.identity] = _Flight(term, [reply], work)
         return True
 
-    def _outcome(self, outcome: Applied) -> pb.Event:
+    def _outcome(self, work: _Work, outcome: Applied) -> pb.Event:
         if outcome.tid is not None:
             return pb.Event(committed=pb.Committed(tid=outcome.tid))
         if outcome.conflicts:
             return pb.Event(failure=conflict_failure(outcome.conflicts[0], self._engine))
+        if work.tid and work.tid <= self._engine.last_tid:
+            return _stale(work.tid, self._engine.last_tid)
         return failed(pb.INVALID, outcome.refused or "refused")
 
     def _release(self, work: _Work) -> list[bytes]:
@@ -345,6 +349,15 @@ class Coordinator:
         while len(self._expired) > self._limits.expired:
             self._expired.popitem(last=False)
         self._retry(freed, now)
+
+
+def _is_final(conflict: Conflict) -> bool:
+    """Whether no later state can be without it: serials only rise.
+
+    A serial below the expected one shows that this node lags: it was deposed and does not know yet. An earlier
+    attempt of the same commit may be committed elsewhere then, so that only the log may refuse it.
+    """
+    return conflict.serial > conflict.expected
 
 
 def _stale(tid: bytes, last: bytes) -> pb.Event:

@@ -253,9 +253,34 @@ def test_a_node_that_cannot_propose_releases_the_commit(node: Node) -> None:
 def test_restores_keep_their_tids_in_order(node: Node) -> None:
     first, second = (n.to_bytes(8, "big") for n in (1000, 2000))
     one, two = node.commit(A, change(1, tid=first)), node.commit(B, change(1, tid=second))
-    assert node.commit(b"C" * 16, change(1, tid=second))[0].failure.reason == pb.STALE_TID
+    assert node.vote(b"D" * 16, change(1, tid=second))[0].failure.reason == pb.STALE_TID
+    late = node.commit(b"C" * 16, change(1, tid=second))
+    assert not late, "what is in flight may never be committed"
     node.apply()
     assert (one[0].committed.tid, two[0].committed.tid) == (first, second)
+    assert late[0].failure.reason == pb.STALE_TID
+    assert node.commit(b"C" * 16, change(1, tid=second))[0].failure.reason == pb.STALE_TID
+
+
+def test_a_deposed_leader_does_not_refuse_what_its_successor_may_have_committed(node: Node) -> None:
+    """Seed 169: it had not applied the revision that the commit is based on, and called that a conflict."""
+    node.commit(A, change(1))
+    node.apply()
+    successors = (int.from_bytes(node.engine.last_tid, "big") + 1).to_bytes(8, "big")
+    answers = node.commit(B, change(1, base=successors))
+    checked = node.commit(b"C" * 16, change(2, checks=(1,), base=Z64))
+    assert checked[0].failure.reason == pb.READ_CONFLICT, "below: no later state can be without that"
+    assert not answers
+    node.coordinator.lost_leadership()
+    assert answers[0].failure.reason == pb.LEADERSHIP_LOST
+
+
+def test_a_commit_that_is_based_on_a_revision_of_the_future_is_refused_by_the_log(node: Node) -> None:
+    node.commit(A, change(1))
+    node.apply()
+    answers = node.commit(B, change(1, base=b"\x7f" + bytes(7)))
+    node.apply()
+    assert answers[0].failure.reason == pb.CONFLICT
 
 
 def test_oids_come_from_blocks_and_never_twice(node: Node) -> None:
