@@ -1,0 +1,84 @@
+"""`python -m tests.simulation --seeds N --from S`: exit status 0 only if every seed held."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from contextlib import nullcontext
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tests.simulation.campaign import Campaign
+from tests.simulation.faults import CRASH_POINTS
+from tests.simulation.mutants import BY_NAME
+from tests.simulation.shrink import shrink, tell
+from tests.simulation.simulation import Plan, Result, Simulation
+
+console = Console()
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds to run.")] = 1000,
+    start: Annotated[int, typer.Option("--from", min=0, help="The first seed.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
+    stop_after: Annotated[int, typer.Option(min=1, help="Stop when so many seeds have failed.")] = 3,
+    mutant: Annotated[str, typer.Option(help="Run with this mistake in the code; it should fail.")] = "",
+    trace: Annotated[bool, typer.Option(help="Print the whole traces, one run after another.")] = False,
+) -> None:
+    """Runs simulated clusters under faults, one for each seed, and checks every promise."""
+    if mutant and mutant not in BY_NAME:
+        raise typer.BadParameter(f"there are: {', '.join(BY_NAME)}", param_hint="--mutant")
+    numbers = range(start, start + seeds)
+    with BY_NAME[mutant]() if mutant else nullcontext():
+        failed = list(filter(_traced, numbers)) if trace else _run(numbers, jobs, stop_after, mutant)
+    raise typer.Exit(bool(failed))
+
+
+def _traced(seed: int) -> bool:
+    result = Simulation(Plan.draw(seed), lambda line: console.out(line, highlight=False)).run()
+    console.out(f"==> seed {seed} {result.failure or 'holds'}", highlight=False)
+    return bool(result.failure)
+
+
+def _run(numbers: range, jobs: int, stop_after: int, mutant: str) -> list[int]:
+    failed: dict[int, Result] = {}
+    totals: Counter[str] = Counter()
+    struck: Counter[str] = Counter()
+    began = time.monotonic()
+    bar = Progress(
+        TextColumn("seeds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(), TextColumn("[red]{task.fields[bad]}"), console=console,
+    )  # fmt: skip
+    with Campaign(jobs) as campaign, bar:
+        task = bar.add_task("", total=len(numbers), rate="", bad="")
+        for done, (seed, result) in enumerate(campaign.run(numbers, mutant), 1):
+            if result.failure:
+                failed[seed] = result
+                console.print(f"[red]seed {seed}:[/red] {result.failure}", highlight=False)
+            totals.update(result.totals())
+            struck += result.struck
+            rate = done / (time.monotonic() - began)
+            bar.update(task, advance=1, rate=f"{rate:.1f}/s", bad=f"{len(failed)} failed" if failed else "")
+            if len(failed) >= stop_after:
+                break
+    for seed, result in failed.items():
+        console.rule(f"seed {seed}, shrunk")
+        for line in tell(shrink(Plan.draw(seed), result.failure)):
+            console.out(line, highlight=False)
+    never = [point for point in CRASH_POINTS if not struck[point]]
+    console.print(
+        f"{done} seeds from {numbers.start} in {time.monotonic() - began:.0f} s: {len(failed)} failed; "
+        + ", ".join(f"{count:,} {name}" for name, count in totals.items())
+        + f"; {struck.total():,} crashes at {len(CRASH_POINTS) - len(never)} of {len(CRASH_POINTS)} points"
+        + (f" (never {', '.join(never)})" if never else ""),
+        highlight=False,
+    )
+    return list(failed)
+
+
+if __name__ == "__main__":
+    typer.run(main)

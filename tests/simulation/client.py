@@ -1,0 +1,260 @@
+"""A client: the production replica choice, retry and failover policy, with a small workload on top.
+
+What ZODB's threads do around it (hold back the own invalidation, wait for the changes up to one's own commit)
+is done here in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown
+from raftstorage.client.cluster.feed import Feed
+from raftstorage.client.cluster.metrics import Metrics
+from raftstorage.client.cluster.policy import Z64, Call, Flow
+from raftstorage.client.cluster.replicas import Replicas, Surroundings
+from raftstorage.proto import storage_pb2 as pb
+
+from tests.simulation.history import Commit, History, Opened, Read, Told
+from tests.simulation.network import Network
+from tests.simulation.world import SimLoop, World
+
+READ_SECONDS = 3.0
+LEAD_SECONDS = 3.0
+
+
+@cache
+def metrics() -> Metrics:
+    return Metrics("simulated", CollectorRegistry())
+
+
+class SimFeed(Feed):
+    """Delivers in the loop what production delivers in a thread."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        super().__init__()
+        self._sim_loop = loop
+        self.moved = asyncio.Event()
+
+    def accept(self, tid: bytes, oids: Sequence[bytes]) -> None:
+        super().accept(tid, oids)
+        self._sim_loop.call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        with self.lock:
+            self._pump()
+        self.moved.set()
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """ClientDisconnected when `condition` does not come about in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self.moved.clear()
+                    await self.moved.wait()
+        except TimeoutError:
+            raise ClientDisconnected("the changes did not arrive in time") from None
+
+
+class Outcome:
+    """`loop.Result` over a Future. `look` sees each answer the moment it comes."""
+
+    def __init__(self, loop: SimLoop, look: Callable[[pb.Event], None]) -> None:
+        self.future: asyncio.Future[tuple[pb.Event, str]] = loop.create_future()
+        self._look = look
+
+    @property
+    def done(self) -> bool:
+        return self.future.done()
+
+    def set_result(self, result: tuple[pb.Event, str]) -> None:
+        self._look(result[0])
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def set_error(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Refused(Exception):
+    """The cluster's definite no."""
+
+    def __init__(self, failure: pb.Failure) -> None:
+        super().__init__(f"{pb.Reason.Name(failure.reason)}: {failure.message}")
+        self.failure = failure
+
+
+class SimClient:
+    """One client process. `history` is shared by all."""
+
+    def __init__(
+        self, number: int, world: World, network: Network, addresses: Sequence[str], history: History
+    ) -> None:
+        self.number = number
+        self.name = f"c{number}"
+        self.world = world
+        self.history = history
+        self.loop = world.new_loop(self.name, lambda status: None)
+        self.rng = world.random(f"client {number}")
+        self.patience = self.rng.choice((0.5, 2.0, 8.0))  # with a commit, in seconds
+        self.feed = SimFeed(self.loop)
+        self.feed.sink = self._told
+        self.replicas = Replicas(
+            addresses,
+            Surroundings(
+                self.loop,
+                world.random(f"policy {number}"),
+                partial(network.dial, self.name, self.loop),
+                lambda: world.now,
+            ),
+            self.feed,
+            metrics(),
+            client_id=self.rng.randbytes(16).hex(),
+        )
+        self._oids: list[bytes] = []
+        self._opened = False
+
+    def _told(self, tid: bytes, oids: Sequence[bytes]) -> None:
+        self.history.events.append(Told(self.number, self.world.now, tid, tuple(oids)))
+
+    async def flow(self, flow: Flow) -> tuple[pb.Event, str]:
+        outcome = Outcome(self.loop, self._check_order)
+        self.replicas.launch(flow, outcome)
+        event, address = await outcome.future
+        if event.HasField("failure"):
+            raise Refused(event.failure)
+        return event, address
+
+    def _check_order(self, event: pb.Event) -> None:
+        """No answer shows a transaction whose invalidation comes behind it."""
+        shown = max(event.record.serial, event.committed.tid, event.read_point.last_tid)
+        if self.feed.last != Z64 and shown > self.feed.accepted:
+            self.world.errors.append(f"{self.name} is shown {shown.hex()} before it is told of it")
+
+    # ---- what a storage does ---------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """As Cluster.open: from the newest committed tid on. Again: nothing."""
+        if self._opened:
+            return
+        self._opened = True
+        self.replicas.start()
+        while True:
+            try:
+                tid = await self.read_point()
+            except (ClientDisconnected, Refused):
+                continue
+            break
+        self.feed.last = self.replicas.begin(tid)
+        self.history.events.append(Opened(self.number, self.world.now, self.feed.last))
+
+    async def read_point(self) -> bytes:
+        call = Call("read_barrier", pb.ReadBarrier())
+        event, _ = await self.flow(self.replicas.read(call, Z64, READ_SECONDS, leader_first=True))
+        return event.read_point.last_tid
+
+    async def load(self, oid: bytes, snapshot: bytes) -> tuple[bytes, bytes] | None:
+        """(data, serial) at `snapshot`; None: there is no such object there."""
+        before = (int.from_bytes(snapshot) + 1).to_bytes(8)
+        call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=snapshot))
+        try:
+            event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS))
+        except Refused as refused:
+            if refused.failure.reason == pb.NO_SUCH_OBJECT:
+                return None
+            raise
+        return (event.record.data, event.record.serial) if event.record.serial else None
+
+    async def new_oid(self) -> bytes:
+        if not self._oids:
+            event, _ = await self.flow(
+                self.replicas.lead(Call("allocate_oids", pb.AllocateOids(count=8)), LEAD_SECONDS)
+            )
+            first = int.from_bytes(event.oids.first)
+            self._oids = [n.to_bytes(8) for n in range(first, first + event.oids.count)]
+        return self._oids.pop(0)
+
+    async def read(self, oids: Sequence[bytes], *, linearizable: bool) -> dict[bytes, tuple[bytes, bytes] | None]:
+        """One read-only transaction, in the history when it ends well."""
+        begun = self.world.now
+        if linearizable:
+            tid = await self.read_point()
+            await self.feed.until(lambda: self.feed.last_transaction() >= tid, READ_SECONDS)
+        snapshot = self.feed.last_transaction()
+        values = {oid: await self.load(oid, snapshot) for oid in oids}
+        self.history.events.append(Read(self.number, begun, self.world.now, snapshot, linearizable, values))
+        return values
+
+    async def commit(
+        self,
+        change: Callable[[dict[bytes, tuple[bytes, bytes] | None]], dict[bytes, bytes]],
+        oids: Sequence[bytes],
+        checks: Sequence[bytes] = (),
+        *,
+        one_phase: bool = False,
+    ) -> None:
+        """Reads `oids` and `checks` at a snapshot, commits what `change` makes of them; in the history.
+
+        ClientDisconnected, Refused: nothing was committed, for certain.
+        """
+        values = await self.read([*oids, *checks], linearizable=False)
+        snapshot = self.feed.last
+        begun = self.world.now
+        writes = change(values)
+        serial = {oid: found[1] if found is not None else Z64 for oid, found in values.items()}
+        identity = self.rng.randbytes(16)
+        message = pb.Transaction(user=self.name.encode(), description=identity)
+        for oid, data in writes.items():
+            message.records.add(oid=oid, base_serial=serial.get(oid, Z64), data=data)
+        for oid in checks:
+            message.checks.add(oid=oid, serial=serial[oid])
+        body = message.SerializeToString()
+        bases = {oid: serial.get(oid, Z64) for oid in writes}
+        checked = {oid: serial[oid] for oid in checks}
+
+        def record(outcome: Any, tid: bytes | None = None) -> None:
+            self.history.events.append(
+                Commit(
+                    self.number, identity, begun, self.world.now if outcome != "unknown" else None, snapshot,
+                    writes, bases, checked, outcome, tid,
+                )
+            )  # fmt: skip
+            self.world.say(f"{self.name} commit {outcome} {tid.hex() if tid else ''}")
+
+        try:
+            voted_at = ""
+            if not one_phase:
+                event, voted_at = await self.flow(
+                    self.replicas.lead(
+                        Call("vote", pb.Vote(transaction_id=identity, transaction=body)), LEAD_SECONDS
+                    )
+                )
+                if event.vote.conflicts:
+                    raise Refused(event.vote.conflicts[0])
+                if self.rng.random() < 0.05:
+                    await asyncio.sleep(self.rng.choice((0.1, 3.0)))  # the lease is two seconds
+            self.feed.hold(list(writes))
+            try:
+                event, _ = await self.flow(self.replicas.commit(identity, body, voted_at, self.patience))
+            except BaseException:
+                self.feed.release()
+                raise
+        except CommitOutcomeUnknown:
+            record("unknown")
+            raise
+        except (Refused, ClientDisconnected):
+            record("refused")
+            raise
+        tid = event.committed.tid
+        record("acknowledged", tid)
+        try:
+            await self.feed.until(lambda: self.feed.accepted >= tid, READ_SECONDS * 4)
+        except ClientDisconnected:  # a transaction that ends so is the application's to look after
+            self.feed.release()
+            raise
+        self.feed.finish(tid, lambda own: self._told(own, list(writes)), 0.0)

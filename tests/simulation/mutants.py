@@ -1,0 +1,317 @@
+"""Classic mistakes, each as a patch to production code: the simulator must notice every one.
+
+Those of the consensus core are shared with its unit tests. `SEEDS` is how many seeds a mutant may live through.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+from unittest import mock
+
+from raftstorage.client.cluster import policy
+from raftstorage.client.cluster.feed import Feed
+from raftstorage.client.cluster.replicas import Replicas
+from raftstorage.node import transactions
+from raftstorage.node.driver import Driver
+from raftstorage.node.engine.api import Applied
+from raftstorage.node.engine.state import StateMachine
+from raftstorage.node.oids import OidBlocks
+from raftstorage.node.raft.types import Entry, HardState
+from raftstorage.node.service.reads import Reads
+from raftstorage.node.service.session import ClientSession
+from raftstorage.node.service.sessions import StorageService
+from raftstorage.node.tids import timestamp_tid
+from raftstorage.node.transactions import Coordinator
+from raftstorage.node.wal import Wal, recovery
+from raftstorage.node.wal import format as wal_format
+from raftstorage.node.wal.segment import Segment
+from raftstorage.proto import storage_pb2 as pb
+
+from tests.simulation.disk import SimFiles
+from tests.unit.raft import mutants as core
+
+Mutant = Callable[[], AbstractContextManager[object]]
+
+#: Every mutant is caught within so many seeds.
+SEEDS = 500
+
+
+def patched(owner: object, name: str, replacement: object) -> AbstractContextManager[object]:
+    return mock.patch.object(owner, name, replacement)
+
+
+# ---- the log -----------------------------------------------------------------------------------------
+
+
+def forgets_its_vote() -> AbstractContextManager[object]:
+    original = Wal.write_many
+
+    def write_many(self: Wal, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None:
+        original(self, [(state and HardState(state.term, 0), entries) for state, entries in writes])
+
+    return patched(Wal, "write_many", write_many)
+
+
+def does_not_sync_votes() -> AbstractContextManager[object]:
+    original = Wal.write_many
+
+    def write_many(self: Wal, writes: Sequence[tuple[HardState | None, Sequence[Entry]]]) -> None:
+        if any(entries for _, entries in writes):
+            original(self, writes)
+        else:
+            with patched(SimFiles, "sync", lambda self, descriptor: None):
+                original(self, writes)
+
+    return patched(Wal, "write_many", write_many)
+
+
+def never_syncs() -> AbstractContextManager[object]:
+    return patched(Segment, "rewrite", lambda self, data, offset: self._files.write(self.fd, data, offset))
+
+
+def tries_a_failed_sync_again() -> AbstractContextManager[object]:
+    def rewrite(self: Segment, data: bytes, offset: int) -> None:
+        self._files.write(self.fd, data, offset)
+        try:
+            self._files.sync(self.fd)
+        except OSError:
+            self._files.sync(self.fd)
+
+    return patched(Segment, "rewrite", rewrite)
+
+
+def does_not_sync_directories() -> AbstractContextManager[object]:
+    return patched(SimFiles, "sync_directory", lambda self, directory: None)
+
+
+def cuts_damage_like_a_torn_tail() -> AbstractContextManager[object]:
+    return patched(wal_format, "mark_behind", lambda data, start, seed: None)
+
+
+def trusts_what_it_reads_back() -> AbstractContextManager[object]:
+    return patched(recovery.Recovery, "_secure", lambda self, segment, data: None)
+
+
+# ---- the state machine -------------------------------------------------------------------------------
+
+
+def commits_again_on_retry() -> AbstractContextManager[object]:
+    return patched(StateMachine, "transaction_tid", lambda self, identity: None)
+
+
+def applies_without_looking_for_conflicts() -> AbstractContextManager[object]:
+    return patched(StateMachine, "_conflicts", lambda self, transaction, current: [])
+
+
+def does_not_check_what_was_read() -> AbstractContextManager[object]:
+    original = StateMachine._conflicts
+
+    def conflicts(self: StateMachine, transaction: pb.Transaction, current: Any) -> Any:
+        return [one for one in original(self, transaction, current) if not one.reading]
+
+    return patched(StateMachine, "_conflicts", conflicts)
+
+
+def applies_by_the_order_of_a_hash() -> AbstractContextManager[object]:
+    original = StateMachine._commit
+    dice = random.Random(1)
+
+    def commit(self: StateMachine, index: int, command: pb.CommitCommand, changes: list[Any]) -> Applied:
+        self._next_oid += dice.randrange(2)
+        return original(self, index, command, changes)
+
+    return patched(StateMachine, "_commit", commit)
+
+
+def writes_the_applied_index_apart() -> AbstractContextManager[object]:
+    original = StateMachine.apply
+
+    def apply(self: StateMachine, index: int, data: bytes) -> Applied:
+        store = self._store
+        write = store.write
+
+        def in_two(changes: Sequence[Any]) -> None:
+            write(changes[-1:])
+            write(changes[:-1])
+
+        with patched(store, "write", in_two):
+            return original(self, index, data)
+
+    return patched(StateMachine, "apply", apply)
+
+
+def forgets_which_oids_it_gave_out() -> AbstractContextManager[object]:
+    original = OidBlocks.applied
+
+    def applied(self: OidBlocks, entry: Entry, outcome: Applied) -> None:
+        original(self, entry, outcome)
+        if outcome.first_oid is not None and self._end:
+            self._next = min(self._next, 1 + random.Random(entry.index).randrange(40))
+
+    return patched(OidBlocks, "applied", applied)
+
+
+# ---- the leader and its sessions ---------------------------------------------------------------------
+
+
+def applies_tids_in_any_order() -> AbstractContextManager[object]:
+    original = StateMachine._commit
+
+    def commit(self: StateMachine, index: int, command: pb.CommitCommand, changes: list[Any]) -> Applied:
+        last, self._last_tid = self._last_tid, bytes(8)
+        try:
+            return original(self, index, command, changes)
+        finally:
+            self._last_tid = self._last_tid if self._last_tid != bytes(8) else last
+
+    stack = ExitStack()
+    stack.enter_context(patched(StateMachine, "_commit", commit))
+    stack.enter_context(patched(transactions, "after", lambda tid: bytes(8)))
+    return stack
+
+
+def answers_reads_without_the_leader() -> AbstractContextManager[object]:
+    async def read_barrier(self: Driver, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        return
+
+    return patched(Driver, "read_barrier", read_barrier)
+
+
+def answers_reads_that_it_cannot_know() -> AbstractContextManager[object]:
+    return patched(Reads, "read", lambda self, request, call, now, reply: self._serve(request, call, reply))
+
+
+def answers_before_it_invalidates() -> AbstractContextManager[object]:
+    original = StorageService._applied
+
+    def applied(self: StorageService, entries: Any) -> None:
+        later: list[tuple[ClientSession, Any]] = []
+        put = ClientSession.put
+
+        def hold(session: ClientSession, event: pb.Event, size: int | None = None) -> None:
+            if event.HasField("invalidations"):
+                later.append((session, event))
+            else:
+                put(session, event, size)
+
+        with patched(ClientSession, "put", hold):
+            original(self, entries)
+        for session, event in later:
+            put(session, event)
+
+    return patched(StorageService, "_applied", applied)
+
+
+def forgets_who_was_away() -> AbstractContextManager[object]:
+    """A client that comes back is not told what it missed."""
+    return patched(StateMachine, "changed_since", lambda self, tid, limit: [])
+
+
+def refuses_by_what_it_has_not_seen() -> AbstractContextManager[object]:
+    """The first fault that the simulator found: see `docs/reliability.md`."""
+    return patched(transactions, "_is_final", lambda conflict: True)
+
+
+def counts_a_vote_as_a_commit() -> AbstractContextManager[object]:
+    def finish(self: Coordinator, identity: bytes, now: float, reply: Any) -> None:
+        work = self._voted.get(identity)
+        tid = timestamp_tid(self._wall_clock())
+        if work is not None and self._send(work, lambda event: None):
+            reply(pb.Event(committed=pb.Committed(tid=max(tid, self._last_assigned))))
+        else:
+            reply(pb.Event(failure=pb.Failure(reason=pb.UNKNOWN_VOTE)))
+
+    return patched(Coordinator, "finish", finish)
+
+
+# ---- the client --------------------------------------------------------------------------------------
+
+
+def takes_a_lost_answer_for_a_no() -> AbstractContextManager[object]:
+    stack = ExitStack()
+    stack.enter_context(patched(policy, "UNSURE", frozenset()))
+    stack.enter_context(patched(policy, "RETRY_LEAD", frozenset({pb.NOT_LEADER, pb.BUSY})))
+    return stack
+
+
+def retries_under_another_name() -> AbstractContextManager[object]:
+    original = Replicas.commit
+
+    def commit(self: Replicas, identity: bytes, body: bytes, voted_at: str, timeout: float) -> policy.Flow:
+        flow = original(self, identity, body, voted_at, timeout)
+        happened: Any = None
+        attempts = 0
+        while True:
+            try:
+                step = flow.send(happened)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if step.send is not None and step.send.call.kind == "commit":
+                attempts += 1
+                message = pb.Commit(transaction_id=bytes([attempts]) * 16, transaction=body)
+                if attempts > 1:
+                    message.transaction_id = identity[:15] + bytes([attempts])
+                else:
+                    message.transaction_id = identity
+                step = step._replace(send=step.send._replace(call=policy.Call("commit", message)))
+            happened = yield step
+
+    return patched(Replicas, "commit", commit)
+
+
+def reads_anywhere() -> AbstractContextManager[object]:
+    """A snapshot is read from a replica that need not have it: `at_least` is left out."""
+    original = Replicas.read
+
+    def read(self: Replicas, call: policy.Call, at_least: bytes, timeout: float, **more: Any) -> policy.Flow:
+        if call.kind == "load_before":
+            message = pb.LoadBefore(oid=call.message.oid, before=call.message.before)
+            call = policy.Call(call.kind, message)
+        return original(self, call, at_least, timeout, **more)
+
+    return patched(Replicas, "read", read)
+
+
+def believes_every_stream() -> AbstractContextManager[object]:
+    """Invalidations are taken in the order in which several streams bring them."""
+
+    def accept(self: Feed, tid: bytes, oids: Sequence[bytes]) -> None:
+        self._queue.append((tid, oids))
+        self.accepted = tid
+
+    return patched(Feed, "accept", accept)
+
+
+MUTANTS: list[Mutant] = [
+    *core.MUTANTS,
+    core.commits_older_terms,
+    forgets_its_vote,
+    does_not_sync_votes,
+    never_syncs,
+    tries_a_failed_sync_again,
+    does_not_sync_directories,
+    cuts_damage_like_a_torn_tail,
+    trusts_what_it_reads_back,
+    commits_again_on_retry,
+    applies_without_looking_for_conflicts,
+    does_not_check_what_was_read,
+    applies_by_the_order_of_a_hash,
+    writes_the_applied_index_apart,
+    forgets_which_oids_it_gave_out,
+    applies_tids_in_any_order,
+    answers_reads_without_the_leader,
+    answers_reads_that_it_cannot_know,
+    answers_before_it_invalidates,
+    forgets_who_was_away,
+    counts_a_vote_as_a_commit,
+    refuses_by_what_it_has_not_seen,
+    takes_a_lost_answer_for_a_no,
+    retries_under_another_name,
+    reads_anywhere,
+    believes_every_stream,
+]
+
+BY_NAME = {mutant.__name__: mutant for mutant in MUTANTS}

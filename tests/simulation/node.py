@@ -1,0 +1,340 @@
+"""One node: the production driver, core, log, engine and storage service on simulated disk, network and time."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cache
+from typing import Any, NoReturn
+
+from raftstorage.node.driver import Driver
+from raftstorage.node.engine.api import Applied, EngineError
+from raftstorage.node.engine.kv import Change, MemoryStore
+from raftstorage.node.engine.state import StateMachine
+from raftstorage.node.identity import NodeIdentity
+from raftstorage.node.log_writer import DurableLog, Fatal
+from raftstorage.node.raft.types import Config, Entry, Message, Persist, Role, RoleChange
+from raftstorage.node.service.metrics import NodeMetrics
+from raftstorage.node.service.sessions import StorageService
+from raftstorage.node.service.validation import SessionLimits
+from raftstorage.node.wal import Wal, WalError
+
+from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
+from tests.simulation.network import Network
+from tests.simulation.watcher import Watcher
+from tests.simulation.world import Exit, SimLoop, World
+
+DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
+EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
+KILLED = 137
+
+
+@cache
+def metrics() -> NodeMetrics:
+    """Nobody reads them here."""
+    return NodeMetrics()
+
+
+class SimStore(MemoryStore):
+    """Like RocksDB without its own log: a crash takes the store back to its last flush."""
+
+    def __init__(self, flush_chance: Callable[[], bool], point: Callable[[str], None]) -> None:
+        super().__init__()
+        self._point = point
+        self.durable: tuple[Any, Any] = ({f: {} for f in self._values}, {f: [] for f in self._keys})
+        self._pending: list[Sequence[Change]] = []
+        self._flush_chance = flush_chance
+
+    def write(self, changes: Sequence[Change]) -> None:
+        super().write(changes)
+        self._pending.append(changes)
+        if self._flush_chance():
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pending:
+            self._point("before flush")
+            saved = MemoryStore()
+            saved._values, saved._keys = self.durable
+            for changes in self._pending:
+                saved.write(changes)
+            self._pending.clear()
+            self._point("after flush")
+
+    def crash(self) -> None:
+        self._values, self._keys = copy.deepcopy(self.durable)
+        self._pending.clear()
+
+
+class SimEngine(StateMachine):
+    """The production engine, with places where a crash may strike."""
+
+    def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
+        super().__init__(store)
+        self._point = point
+
+    def apply(self, index: int, data: bytes) -> Applied:
+        self._point("before apply")
+        applied = super().apply(index, data)
+        self._point("after apply")
+        return applied
+
+
+class Wire:
+    """`driver.Transport`: nothing to start or stop."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._node = node
+
+    def send(self, message: Message) -> None:
+        self._node.send(message)
+
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class Timeouts(random.Random):
+    """The core's random source."""
+
+    def __init__(self, node: SimNode) -> None:
+        super().__init__(f"{node.world.seed}/core {node.id} {node.lives}")
+        self._node = node
+
+    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
+        if self._node.world.now < self._node.crowded_until:
+            return start
+        return super().randrange(start, stop, step)
+
+
+class SimWriter:
+    """`log_writer.LogWriter` without a thread: a batch becomes durable some time after the disk got to it."""
+
+    def __init__(
+        self, node: SimNode, wal: DurableLog, loop: asyncio.AbstractEventLoop, done: Any, fatal: Fatal
+    ) -> None:
+        self._node = node
+        self._wal = wal
+        self._loop = loop
+        self._done = done
+        self._fatal = fatal
+        self._queue: list[Persist] = []
+        self._busy = False
+        self._idle = asyncio.Event()
+
+    def start(self) -> None: ...
+
+    def put(self, persist: Persist) -> None:
+        self._queue.append(persist)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_later(self._node.disk_delay(), self._write)
+
+    def _write(self) -> None:
+        batch, self._queue = self._queue, []
+        votes = any(persist.hard_state is not None for persist in batch)
+        entries = any(persist.entries for persist in batch)
+        if votes:
+            self._node.point("before vote save")
+        if entries:
+            self._node.point("before entries save")
+        try:
+            self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+        except Exit:
+            raise
+        except BaseException as error:
+            self._fatal(error)
+        if votes:
+            self._node.point("after vote save")
+        if entries:
+            self._node.point("after entries save")
+        self._node.wrote(batch)
+        self._loop.call_soon(self._tell, batch)
+        if self._queue:
+            self._loop.call_later(self._node.disk_delay(), self._write)
+        else:
+            self._busy = False
+            self._idle.set()
+
+    def _tell(self, batch: list[Persist]) -> None:
+        self._node.point("before acknowledgement")
+        self._done(batch)
+        self._node.point("after acknowledgement")
+
+    async def stop(self) -> None:
+        while self._busy:
+            self._idle.clear()
+            await self._idle.wait()
+
+
+class SimNode:
+    """`start` begins a life of the process; `kill` ends it. `watcher` hears what the node does."""
+
+    def __init__(
+        self, node_id: int, world: World, network: Network, members: dict[int, str], watcher: Watcher
+    ) -> None:
+        self.id = node_id
+        self.name = f"n{node_id}"
+        self.world = world
+        self.loop: SimLoop | None = None
+        self.driver: Driver
+        self.service: StorageService
+        self.lives = 0
+        self.lost = ""  # why it can never start again
+        self.damaged = False  # its disk changed what it held
+        self.clock_offset = 0.0
+        self.disk_seconds = DISK_SECONDS
+        self.crash_at = ""
+        self.crash_after = 0
+        self.power_cut = False  # what the crash at a point is
+        self.down_seconds = 0.0  # and how long it is down then
+        self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
+        self.ended_itself: Callable[[SimNode], None] = lambda node: None
+        self._network = network
+        self._watcher = watcher
+        self._rng = world.random(f"node {node_id}")
+        self._fault_rng = world.random(f"disk {node_id}")
+        self.files = SimFiles(self._fault_rng, self.point)
+        self.store = SimStore(lambda: self._rng.random() < 0.1, self.point)
+        self._identity = NodeIdentity("ab" * 16, node_id, members)
+        network.hosts[node_id] = self
+
+    # ---- life ------------------------------------------------------------------------------------------
+
+    @property
+    def up(self) -> bool:
+        return self.loop is not None
+
+    def start(self) -> None:
+        """Begins a life, unless the directory is damaged: then `lost` says how."""
+        if self.loop is not None or self.lost:
+            return
+        self.lives += 1
+        loop = self.loop = self.world.new_loop(self.name, self._ended)
+        self.world.say(f"{self.name} starts, life {self.lives}")
+        try:
+            loop.run(self._open)
+        except Exit as end:
+            self._ended(int(end.code or 0))
+        except (WalError, EngineError) as error:
+            self.lost = str(error)
+            self.kill(why=f"refuses its directory: {error}")
+            self._watcher.refused(self)
+        except OSError as error:
+            self.kill(why=f"cannot start: {error}")
+            self.ended_itself(self)
+
+    def _open(self) -> None:
+        assert self.loop is not None
+        wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, cache_bytes=4 << 10, files=self.files)
+        engine = SimEngine(self.store, self.point)
+        if engine.applied_index > wal.last_index():
+            raise EngineError("the log has lost its tail")
+        self.driver = Driver(
+            Config(
+                self.id,
+                frozenset(self._identity.members),
+                max_message_entries=16,
+                max_message_bytes=2048,
+                max_inflight_messages=8,
+                max_apply_bytes=4096,
+            ),
+            wal,
+            engine,
+            Wire(self),
+            fatal=self._fatal,
+            rng=Timeouts(self),
+            writer=lambda log, loop, done, fatal, synced: SimWriter(self, log, loop, done, fatal),
+        )
+        self.wal = wal
+        self.engine = engine
+        self.service = StorageService(
+            self.driver, self._identity, SessionLimits(lease_ms=1000), metrics(), clock=self._wall_clock
+        )
+        self.driver.on_applied.append(self._applied)
+        self.driver.on_role.append(self._role)
+        self._watcher.began(self)
+        self._task = self.loop.create_task(self.driver.start())
+
+    def _wall_clock(self) -> float:
+        return EPOCH + self.world.now + self.clock_offset
+
+    def kill(self, *, power: bool = False, why: str = "is killed") -> None:
+        """SIGKILL; with `power` the machine under it goes too."""
+        if self.loop is None:
+            return
+        loop, self.loop = self.loop, None
+        self.world.drop(loop)
+        self.world.say(f"{self.name} {'loses power' if power else why}")
+        self.crash_at = ""
+        if power:
+            self.files.lose_power()
+        else:
+            self.files.kill()
+        self.store.crash()
+        self._network.broke(self.name)
+        self._watcher.died(self)
+
+    def _ended(self, status: int) -> None:
+        power, self.power_cut = self.power_cut, False
+        self.kill(power=power, why=f"exits with status {status}")
+        self.ended_itself(self)
+
+    def _fatal(self, error: BaseException) -> NoReturn:
+        if not isinstance(error, OSError):
+            self._watcher.failed(self, error)
+        self.world.say(f"{self.name} fails: {error!r}")
+        raise Exit(70)
+
+    def point(self, name: str) -> None:
+        """A place where a crash may strike."""
+        self._watcher.passed(name)
+        if name == self.crash_at:
+            self.crash_after -= 1
+            if self.crash_after < 0:
+                self.crash_at = ""
+                self._watcher.struck[name] += 1
+                raise Exit(KILLED)
+
+    def log_has(self, entry: Entry) -> bool:
+        """Whether the log, of this life or as the last one left it, holds `entry`."""
+        log = getattr(self, "wal", None)
+        return log is not None and log.last_index() >= entry.index and log.term(entry.index) == entry.term
+
+    def disk_delay(self) -> float:
+        return self._fault_rng.uniform(*self.disk_seconds)
+
+    def send(self, message: Message) -> None:
+        self.point("before send")
+        self._watcher.sent(message)
+        self._network.send(message)
+        self.point("after send")
+
+    def recover_disk(self) -> None:
+        """Room again, and the usual speed."""
+        self.files.full = False
+        self.files.fail_writes = self.files.fail_syncs = 0
+        self.disk_seconds = DISK_SECONDS
+
+    # ---- Host ------------------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        if self.loop is not None:
+            self.driver.receive([message])
+
+    async def serve(self, requests: AsyncIterator[Any], context: Any) -> None:
+        await self.service.Session(requests, context)
+
+    # ---- what the watcher hears ------------------------------------------------------------------------
+
+    def wrote(self, batch: Sequence[Persist]) -> None:
+        self._watcher.wrote(self, batch)
+
+    def _applied(self, entries: Sequence[tuple[Entry, Applied]]) -> None:
+        self._watcher.applied(self, entries)
+
+    def _role(self, change: RoleChange) -> None:
+        self.world.say(f"{self.name} {change.role.value} t{change.term} leader {change.leader}")
+        if change.role is Role.LEADER:
+            self._watcher.leads(self, change)

@@ -1,0 +1,194 @@
+"""One run: a cluster, its clients, their work, the faults; then peace, in which all must come together again."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+
+from tests.simulation.checks import Broken, check_all
+from tests.simulation.client import SimClient
+from tests.simulation.faults import MOST_CLIENTS, Breaker, Fault, draw
+from tests.simulation.history import Committed, History
+from tests.simulation.network import Network, Weather
+from tests.simulation.node import SimNode
+from tests.simulation.watcher import Watcher
+from tests.simulation.workload import Objects, Workload
+from tests.simulation.world import Violation, World
+
+#: How long a cluster may take to serve again when all faults are over, in simulated seconds.
+PEACE_SECONDS = 30.0
+START_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run depends on: the same plan, the same trace."""
+
+    seed: str
+    nodes: int
+    clients: int
+    seconds: float
+    pause: float
+    weather: Weather
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def draw(cls, seed: int | str) -> Plan:
+        rng = World(str(seed)).random("plan")
+        nodes = rng.choices((1, 3, 5), (1, 16, 3))[0]
+        seconds = rng.uniform(5.0, 15.0)
+        weather = Weather()
+        if rng.random() < 0.5:
+            weather = Weather(
+                loss=rng.choice((0.0, 0.02, 0.1, 0.3)),
+                repeat=rng.choice((0.0, 0.05, 0.2)),
+                delay=rng.choice(((0.0002, 0.002), (0.001, 0.02), (0.005, 0.06))),
+                straggle=rng.choice((0.0, 0.01, 0.1)),
+            )
+        faults = draw(rng, range(1, nodes + 1), seconds)
+        clients = rng.randrange(2, MOST_CLIENTS + 1)
+        pause = rng.choice((0.01, 0.03, 0.1))
+        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults))
+
+
+@dataclass(frozen=True)
+class Result:
+    """`failure` is empty when every promise was kept."""
+
+    failure: str
+    digest: str
+    lines: int
+    entries: int
+    acknowledged: int
+    refused: int
+    unknown: int
+    reads: int
+    points: Counter[str]
+    struck: Counter[str]
+
+    def totals(self) -> dict[str, int]:
+        """What adds up over many runs."""
+        return {
+            "entries": self.entries,
+            "acknowledged": self.acknowledged,
+            "refused": self.refused,
+            "unknown": self.unknown,
+            "reads": self.reads,
+        }
+
+
+class Simulation:
+    def __init__(self, plan: Plan, trace: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.world = World(plan.seed, trace)
+        self.network = Network(self.world)
+        self.watcher = Watcher(self.world)
+        self.history = History()
+        self.objects = Objects()
+        ids = range(1, plan.nodes + 1)
+        members = {node: f"n{node}:1" for node in ids}
+        self.nodes = {n: SimNode(n, self.world, self.network, members, self.watcher) for n in ids}
+        self.watcher.nodes = self.nodes
+        addresses = list(members.values())
+        self.clients = [
+            SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
+        ]
+        self.workloads = [Workload(self.world, c, self.objects, plan.pause) for c in self.clients]
+        names = [client.name for client in self.clients]
+        self.breaker = Breaker(self.world, self.network, self.nodes, names)
+
+    def run(self) -> Result:
+        """Violation and Broken end in the result; anything else is a fault of the simulator."""
+        logging.disable(logging.CRITICAL)
+        gc.disable()  # when a forgotten task is found must not depend on how much memory was used
+        failure = ""
+        try:
+            self._run()
+        except (Violation, Broken) as violation:
+            failure = f"{type(violation).__name__}: {violation}"
+        finally:
+            self.world.close()
+            gc.enable()
+            logging.disable(logging.NOTSET)
+        outcomes = Counter(commit.outcome for commit in self.history.commits())
+        return Result(
+            failure,
+            self.world.digest,
+            self.world.lines,
+            len(self.watcher.committed),
+            outcomes["acknowledged"],
+            outcomes["refused"],
+            outcomes["unknown"],
+            len(self.history.reads()),
+            self.watcher.points,
+            self.watcher.struck,
+        )
+
+    def _run(self) -> None:
+        world, plan = self.world, self.plan
+        for node in self.nodes.values():
+            node.start()
+        first = self.workloads[0]
+        self._until(self.clients[0], first.prepare(), START_SECONDS, "the cluster does not start")
+        for workload, client in zip(self.workloads, self.clients, strict=True):
+            client.loop.call_soon(client.loop.create_task, workload.run())
+        self.network.weather = plan.weather
+        self.breaker.plan(plan.faults)
+        world.run(world.now + plan.seconds)
+        world.say("-- peace")
+        self.network.weather = Weather()
+        self.breaker.stop()
+        for workload in self.workloads:
+            workload.stopping = True
+        deadline = world.now + PEACE_SECONDS
+        world.run(deadline, lambda: all(workload.finished for workload in self.workloads))
+        if not all(workload.finished for workload in self.workloads):
+            raise Violation("a client's call never ends")
+        for workload, client in zip(self.workloads, self.clients, strict=True):
+            self._until(
+                client, workload.probe(), PEACE_SECONDS, "nothing can be committed or read after all faults"
+            )
+        world.run(world.now + PEACE_SECONDS, self._together)
+        if not self._together():
+            raise Violation("the nodes do not come to the same state after all faults")
+        self.watcher.check_logs()
+        self.watcher.check_equal()
+        self._check_history()
+
+    def _until(self, client: SimClient, work: Coroutine[None, None, None], seconds: float, otherwise: str) -> None:
+        """Runs `work` to its end."""
+        done: list[None] = []
+
+        async def wrap() -> None:
+            await work
+            done.append(None)
+
+        client.loop.call_soon(client.loop.create_task, wrap())
+        self.world.run(self.world.now + seconds, lambda: bool(done))
+        if not done:
+            raise Violation(otherwise)
+
+    def _sound(self) -> Sequence[SimNode]:
+        return [node for node in self.nodes.values() if not node.lost]
+
+    def _together(self) -> bool:
+        nodes = self._sound()
+        if not all(node.up for node in nodes):
+            return False
+        last = {node.wal.last_index() for node in nodes}
+        applied = {node.engine.applied_index for node in nodes}
+        return len(last) == 1 and last == applied
+
+    def _check_history(self) -> None:
+        engine = self._sound()[0].engine
+        transactions, more = engine.transactions(bytes(8), None, 1 << 30)
+        assert not more
+        truth = [
+            Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
+            for each in transactions
+        ]
+        objects = self.objects
+        check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)

@@ -1,0 +1,177 @@
+"""What must hold at every moment: Raft's guarantees over the logs, and those of the state machines over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from raftstorage.node.engine.api import Applied
+from raftstorage.node.raft.types import Entry, Message, MessageType, Persist, Role, RoleChange
+from raftstorage.node.wal import Wal, WalError
+
+from tests.simulation.disk import LOG, SEGMENT_BYTES
+from tests.simulation.world import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.node import SimNode
+    from tests.simulation.world import World
+
+
+class Watcher:
+    """Hears everything from all nodes, and raises Violation."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.random("watcher")
+        self.nodes: dict[int, SimNode] = {}
+        self.leaders: dict[int, int] = {}  # term -> node
+        self.committed: list[Entry] = []  # as first applied anywhere
+        self.committed_in: list[int] = []  # the highest term known when it was
+        self.digests: dict[int, bytes] = {}  # applied index -> digest
+        self.points: Counter[str] = Counter()
+        self.struck: Counter[str] = Counter()
+        self._term = 0
+        self._votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
+        self._commit: dict[int, int] = {}  # node -> commit index seen in this life
+        self._applied: dict[int, int] = {}  # node -> applied index in this life
+        self._tids: dict[int, bytes] = {}
+
+    # ---- what nodes tell -------------------------------------------------------------------------------
+
+    def passed(self, point: str) -> None:
+        self.points[point] += 1
+
+    def began(self, node: SimNode) -> None:
+        self._commit[node.id] = 0
+        self._applied[node.id] = node.engine.applied_index
+        self._tids[node.id] = node.engine.last_tid
+        self._compare_digest(node)
+
+    def died(self, node: SimNode) -> None:
+        self._commit.pop(node.id, None)
+
+    def refused(self, node: SimNode) -> None:
+        """The node will not start on what its disk holds."""
+        if not node.damaged:
+            raise Violation(f"{node.name} refuses a directory that its disk has kept well: {node.lost}")
+
+    def failed(self, node: SimNode, error: BaseException) -> None:
+        """The node found that one of its own invariants is broken. A damaged disk may do that, nothing else."""
+        if isinstance(error, Violation):
+            raise error
+        if not node.lost and not node.damaged:
+            raise Violation(f"{node.name} ends itself: {error!r}") from error
+
+    def wrote(self, node: SimNode, batch: Sequence[Persist]) -> None:
+        """Says so itself once in a while: what was written is what a power cut would leave."""
+        if self._rng.random() < 0.05:
+            self._check_durable(node, batch[-1].entries)
+
+    def leads(self, node: SimNode, change: RoleChange) -> None:
+        known = self.leaders.setdefault(change.term, node.id)
+        if known != node.id:
+            raise Violation(f"election safety: nodes {known} and {node.id} both lead in term {change.term}")
+        core = node.driver._core
+        for entry, term in zip(self.committed, self.committed_in, strict=True):
+            if term < change.term and not core.log.matches(entry.index, entry.term):
+                raise Violation(
+                    f"leader completeness: {node.name} leads in term {change.term} without entry "
+                    f"{entry.index} of term {entry.term}, committed in term {term} or before"
+                )
+
+    def sent(self, message: Message) -> None:
+        """Before the network has it."""
+        if message.type is MessageType.VOTE:
+            candidate = message.from_node
+        elif message.type is MessageType.VOTE_REPLY and not message.reject:
+            candidate = message.to_node
+        else:
+            return
+        known = self._votes.setdefault((message.from_node, message.term), candidate)
+        if known != candidate:
+            raise Violation(f"n{message.from_node} votes for n{known} and n{candidate} in term {message.term}")
+
+    def applied(self, node: SimNode, entries: Sequence[tuple[Entry, Applied]]) -> None:
+        driver = node.driver
+        self._term = max(self._term, driver.term)
+        before, commit = self._commit.get(node.id, 0), driver.commit_index
+        if commit < before:
+            raise Violation(f"the commit index of {node.name} goes back to {commit}")
+        if commit > before and driver.role is Role.LEADER and driver._core.log.term(commit) != driver.term:
+            raise Violation(f"{node.name} leads in term {driver.term} and commits an older term's entry {commit}")
+        self._commit[node.id] = commit
+        for entry, outcome in entries:
+            if entry.index != self._applied[node.id] + 1:
+                raise Violation(f"{node.name} applies entry {entry.index} after {self._applied[node.id]}")
+            self._applied[node.id] = entry.index
+            if not node.log_has(entry):
+                raise Violation(f"{node.name} applies entry {entry.index}, which its own log has not got yet")
+            self._check_committed(node, entry)
+            if outcome.tid is not None and not outcome.repeated:
+                if outcome.tid <= self._tids[node.id]:
+                    last = self._tids[node.id].hex()
+                    raise Violation(f"{node.name} applies tid {outcome.tid.hex()} after {last}")
+                self._tids[node.id] = outcome.tid
+        if self._rng.random() < 0.02:
+            self._compare_digest(node)
+
+    def _check_committed(self, node: SimNode, entry: Entry) -> None:
+        position = entry.index - 1
+        if position < len(self.committed):
+            known = self.committed[position]
+            if known != entry:
+                raise Violation(
+                    f"state machine safety: {node.name} applies entry {entry.index} of term {entry.term}; "
+                    f"another node applied one of term {known.term} there"
+                )
+        elif position > len(self.committed):
+            raise Violation(f"{node.name} applies entry {entry.index}, nobody applied the one before")
+        else:
+            self.committed.append(entry)
+            self.committed_in.append(self._term)
+            self._check_majority(entry)
+
+    def _check_majority(self, entry: Entry) -> None:
+        """Newly committed: on the disks of a majority, whoever says so."""
+        holders = sum(node.log_has(entry) for node in self.nodes.values())
+        if 2 * holders <= len(self.nodes):
+            raise Violation(f"entry {entry.index} of term {entry.term} is applied, but {holders} logs have it")
+
+    def _check_durable(self, node: SimNode, entries: Sequence[Entry]) -> None:
+        if not entries or node.damaged:  # a record that cannot be read says nothing about those behind it
+            return
+        try:
+            wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, files=node.files.after_power_cut())
+        except WalError as error:
+            raise Violation(f"{node.name} writes a log that a power cut would spoil: {error}") from error
+        last = entries[-1]
+        if wal.last_index() < last.index or wal.term(last.index) != last.term:
+            raise Violation(f"{node.name} says that entry {last.index} is durable; a power cut would lose it")
+        if (wal.hard_state.term, wal.hard_state.vote) != (node.wal.hard_state.term, node.wal.hard_state.vote):
+            raise Violation(f"{node.name} says that its vote is durable; a power cut would lose it")
+
+    def _compare_digest(self, node: SimNode) -> None:
+        index = node.engine.applied_index
+        digest = node.engine.digest()
+        if self.digests.setdefault(index, digest) != digest:
+            raise Violation(f"{node.name} has another state than others had at entry {index}")
+
+    # ---- at the end ------------------------------------------------------------------------------------
+
+    def check_logs(self) -> None:
+        """Log matching, between all that run."""
+        logs = [(node.name, node.wal) for node in self.nodes.values() if node.up]
+        for position, (name, one) in enumerate(logs):
+            for other_name, other in logs[position + 1 :]:
+                agreed = False
+                for index in range(min(one.last_index(), other.last_index()), 0, -1):
+                    agreed = agreed or one.term(index) == other.term(index)
+                    if agreed and one.term(index) != other.term(index):
+                        raise Violation(f"log matching: {name} and {other_name} differ at {index}")
+
+    def check_equal(self) -> None:
+        """All nodes that run hold the same."""
+        for node in self.nodes.values():
+            if node.up:
+                self._compare_digest(node)
