@@ -2,8 +2,8 @@
 
 Pure: time is handed in (`now`, seconds of a clock that is never set), proposals go out through a function, answers
 through the `reply` given with each call (an Event without id, now or later, at most once). What is safe is decided
-where entries are applied, not here. A commit that is refused here must be one that no node can ever apply: this node
-may have been deposed without knowing it, and the client may have sent the commit to the next leader before.
+where entries are applied, not here. A commit that is refused here must be one that no node can ever apply: this
+node may have been deposed without knowing it, and the client may have sent the commit to the next leader before.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from . import election, following, leading
 from .log import RaftLog
 from .messages import CANDIDATES_REQUESTS, LEADERS_MESSAGES, is_sane
 from .outbox import Outbox
-from .quorum import has_quorum
 from .read_index import Read, ReadQueue
 from .tracker import PeerProgress
 from .types import (
@@ -79,8 +78,8 @@ class RaftCore:
         self.reads = ReadQueue()  # leader's
         self.transferring_to = 0  # leader's
         self._own_term_start = 0  # index of this leader's no-op
-        self._heartbeat_elapsed = 0
-        self._transfer_elapsed = 0
+        self.heartbeat_elapsed = 0
+        self.transfer_elapsed = 0
         self._forwarded_reads: dict[int, int] = {}  # request -> age in ticks, asked of the leader
         self._given_to_apply = applied
         self._random = random
@@ -113,13 +112,14 @@ class RaftCore:
     def tick(self) -> None:
         """One tick of time went by."""
         self.elapsed += 1
+        self.outbox.tick()
         for request, age in list(self._forwarded_reads.items()):
             self._forwarded_reads[request] = age + 1
             if age + 1 >= self.config.election_ticks:
                 del self._forwarded_reads[request]
                 self._reads_lost.append(request)
         if self.role is Role.LEADER:
-            self._tick_leader()
+            leading.tick(self)
         elif self.elapsed >= self._timeout and self._may_campaign:
             election.campaign(self, pre=True)
 
@@ -165,7 +165,7 @@ class RaftCore:
             to_node = max(candidates, key=lambda node: (self.peers[node].recent_active, self.peers[node].match))
         if to_node in candidates:
             self.transferring_to = to_node
-            self._transfer_elapsed = 0
+            self.transfer_elapsed = 0
             leading.try_transfer(self)
 
     def step(self, message: Message) -> None:
@@ -285,7 +285,12 @@ class RaftCore:
 
     @property
     def _may_campaign(self) -> bool:
-        return any(self.node_id in voters for voters in self.voters)
+        return any(self.node_id in voters for voters in self.voters) and not self.disk_hangs
+
+    @property
+    def disk_hangs(self) -> bool:
+        """No write ended for two election timeouts: whoever leads so answers nobody, and a vote is never said."""
+        return self.outbox.silent_ticks >= 2 * self.config.election_ticks
 
     @property
     def _passive_role(self) -> Role:
@@ -321,32 +326,12 @@ class RaftCore:
 
     def become_leader(self) -> None:
         self.become(Role.LEADER, self.term, self.node_id)
-        self._heartbeat_elapsed = 0
+        self.heartbeat_elapsed = 0
         self._own_term_start = self.log.last_index + 1
         self.peers = {
             node: PeerProgress(self._own_term_start, recent_active=True) for node in sorted(self.members)
         }
         self.log.append([Entry(self.term, self._own_term_start, EntryKind.NOOP)])
-
-    def _tick_leader(self) -> None:
-        if self.elapsed >= self.config.election_ticks:
-            self.elapsed = 0
-            active = {node for node, peer in self.peers.items() if peer.recent_active} | {self.node_id}
-            if not has_quorum(self.voters, active):  # check-quorum (thesis 6.2)
-                self.become_follower(self.term, 0)
-                return
-            for peer in self.peers.values():
-                peer.recent_active = False
-        if self.transferring_to:
-            self._transfer_elapsed += 1
-            if self._transfer_elapsed >= self.config.election_ticks:
-                self.transferring_to = 0
-        for read in self.reads.tick(self.config.election_ticks):
-            self.answer_read(read, None)
-        self._heartbeat_elapsed += 1
-        if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
-            self._heartbeat_elapsed = 0
-            leading.heartbeat(self)
 
     # ---- messages ------------------------------------------------------------------------------------
 

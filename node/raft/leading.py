@@ -13,6 +13,34 @@ if TYPE_CHECKING:
     from .core import RaftCore
 
 
+def tick(core: RaftCore) -> None:
+    """One tick of a leader's time."""
+    election_ticks = core.config.election_ticks
+    if core.elapsed >= election_ticks:
+        core.elapsed = 0
+        active = {node for node, peer in core.peers.items() if peer.recent_active} | {core.node_id}
+        if not has_quorum(core.voters, active):  # check-quorum (thesis 6.2)
+            core.become_follower(core.term, 0)
+            return
+        for peer in core.peers.values():
+            peer.recent_active = False
+    if core.transferring_to:
+        core.transfer_elapsed += 1
+        if core.transfer_elapsed >= election_ticks:
+            core.transferring_to = 0
+            if core.disk_hangs:  # nobody took over; they will, when they hear nobody
+                core.become_follower(core.term, 0)
+                return
+    elif core.disk_hangs:
+        core.transfer_leader()
+    for read in core.reads.tick(election_ticks):
+        core.answer_read(read, None)
+    core.heartbeat_elapsed += 1
+    if core.heartbeat_elapsed >= core.config.heartbeat_ticks:
+        core.heartbeat_elapsed = 0
+        heartbeat(core)
+
+
 def heartbeat(core: RaftCore) -> None:
     """To all peers; the newest unconfirmed read round rides along, in case its own messages were lost."""
     context = core.reads.newest_context

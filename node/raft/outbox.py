@@ -18,6 +18,10 @@ class Outbox:
         self._after_write: list[Message] = []
         self._tickets: deque[tuple[int, HardState]] = deque()
         self._last_ticket = 0
+        self.silent_ticks = 0  # since a write was under way and none ended
+
+    def tick(self) -> None:
+        self.silent_ticks = self.silent_ticks + 1 if self._tickets else 0
 
     def put(self, message: Message) -> None:
         """Queues a message that depends on no write."""
@@ -50,5 +54,6 @@ class Outbox:
 
     def written(self, ticket: int) -> None:
         """All writes up to `ticket` are durable."""
+        self.silent_ticks = 0
         while self._tickets and self._tickets[0][0] <= ticket:
             self.durable = self._tickets.popleft()[1]
