@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.simulation.campaign import Campaign
-from tests.simulation.faults import CRASH_POINTS
-from tests.simulation.mutants import BY_NAME
+from tests.simulation.faults import CRASH_POINTS, KINDS, SCENES
+from tests.simulation.mutants import BY_NAME, FOCUS
 from tests.simulation.shrink import shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
 
@@ -27,24 +28,51 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     stop_after: Annotated[int, typer.Option(min=1, help="Stop when so many seeds have failed.")] = 3,
     mutant: Annotated[str, typer.Option(help="Run with this mistake in the code; it should fail.")] = "",
+    mutants: Annotated[bool, typer.Option(help="Say how soon each known mistake is caught.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this kind of fault; may be repeated.")] = None,
     trace: Annotated[bool, typer.Option(help="Print the whole traces, one run after another.")] = False,
 ) -> None:
     """Runs simulated clusters under faults, one for each seed, and checks every promise."""
     if mutant and mutant not in BY_NAME:
         raise typer.BadParameter(f"there are: {', '.join(BY_NAME)}", param_hint="--mutant")
+    kinds = sorted([*KINDS, *SCENES])
+    if only and not set(only) <= set(kinds):
+        raise typer.BadParameter(f"there are: {', '.join(kinds)}", param_hint="--only")
     numbers = range(start, start + seeds)
+    only = only or []
+    if mutants:
+        raise typer.Exit(not _all_mutants(numbers, jobs))
     with BY_NAME[mutant]() if mutant else nullcontext():
-        failed = list(filter(_traced, numbers)) if trace else _run(numbers, jobs, stop_after, mutant)
+        failed = (
+            [seed for seed in numbers if _traced(seed, only)]
+            if trace
+            else _run(numbers, jobs, stop_after, mutant, only)
+        )
     raise typer.Exit(bool(failed))
 
 
-def _traced(seed: int) -> bool:
-    result = Simulation(Plan.draw(seed), lambda line: console.out(line, highlight=False)).run()
+def _all_mutants(numbers: range, jobs: int) -> bool:
+    """A Markdown table; True when every one is caught."""
+    all_caught = True
+    console.out("| mistake | faults | caught by seed | as |\n|---|---|--:|---|", highlight=False)
+    with Campaign(jobs) as campaign:
+        for name in BY_NAME:
+            only = FOCUS.get(name, ())
+            caught = next(((s, r.failure) for s, r in campaign.run(numbers, name, only) if r.failure), None)
+            all_caught = all_caught and caught is not None
+            seed, failure = caught or ("-", "**not caught**")
+            what = " ".join(name.split("_"))
+            console.out(f"| {what} | {', '.join(only) or 'all'} | {seed} | {failure[:70]} |", highlight=False)
+    return all_caught
+
+
+def _traced(seed: int, only: Sequence[str]) -> bool:
+    result = Simulation(Plan.draw(seed, only), lambda line: console.out(line, highlight=False)).run()
     console.out(f"==> seed {seed} {result.failure or 'holds'}", highlight=False)
     return bool(result.failure)
 
 
-def _run(numbers: range, jobs: int, stop_after: int, mutant: str) -> list[int]:
+def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence[str]) -> list[int]:
     failed: dict[int, Result] = {}
     totals: Counter[str] = Counter()
     struck: Counter[str] = Counter()
@@ -55,7 +83,7 @@ def _run(numbers: range, jobs: int, stop_after: int, mutant: str) -> list[int]:
     )  # fmt: skip
     with Campaign(jobs) as campaign, bar:
         task = bar.add_task("", total=len(numbers), rate="", bad="")
-        for done, (seed, result) in enumerate(campaign.run(numbers, mutant), 1):
+        for done, (seed, result) in enumerate(campaign.run(numbers, mutant, only), 1):
             if result.failure:
                 failed[seed] = result
                 console.print(f"[red]seed {seed}:[/red] {result.failure}", highlight=False)
@@ -67,7 +95,7 @@ def _run(numbers: range, jobs: int, stop_after: int, mutant: str) -> list[int]:
                 break
     for seed, result in failed.items():
         console.rule(f"seed {seed}, shrunk")
-        for line in tell(shrink(Plan.draw(seed), result.failure)):
+        for line in tell(shrink(Plan.draw(seed, only), result.failure)):
             console.out(line, highlight=False)
     never = [point for point in CRASH_POINTS if not struck[point]]
     console.print(

@@ -19,10 +19,10 @@ SEEDS_IN_A_TASK = 4
 Results = list[tuple[int, Result]]
 
 
-def run_seeds(seeds: Sequence[int], mutant: str) -> Results:
-    """Some seeds, with production code as it is (empty) or with a mutant in it."""
+def run_seeds(seeds: Sequence[int], mutant: str, only: Sequence[str]) -> Results:
+    """Some seeds, with production code as it is (empty) or with a mutant in it; `only`: see Plan.draw."""
     with BY_NAME[mutant]() if mutant else nullcontext():
-        return [(seed, Simulation(Plan.draw(seed)).run()) for seed in seeds]
+        return [(seed, Simulation(Plan.draw(seed, only)).run()) for seed in seeds]
 
 
 class Campaign:
@@ -41,11 +41,14 @@ class Campaign:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, seeds: Sequence[int], mutant: str = "") -> Iterator[tuple[int, Result]]:
+    def run(
+        self, seeds: Sequence[int], mutant: str = "", only: Sequence[str] = ()
+    ) -> Iterator[tuple[int, Result]]:
         """(seed, result), in the order of `seeds`. Who stops taking them stops the rest."""
         running: deque[Future[Results]] = deque()
         for start in range(0, len(seeds), SEEDS_IN_A_TASK):
-            running.append(self._pool.submit(run_seeds, seeds[start : start + SEEDS_IN_A_TASK], mutant))
+            some = seeds[start : start + SEEDS_IN_A_TASK]
+            running.append(self._pool.submit(run_seeds, some, mutant, only))
             if len(running) > 2 * self._jobs:
                 yield from running.popleft().result()
         for future in running:

@@ -61,9 +61,9 @@ class Fault:
         return " ".join(part for part in parts if part) + f", for {self.seconds:.3f} s"
 
 
-def draw(rng: random.Random, nodes: Sequence[int], seconds: float) -> list[Fault]:
-    """The faults of one run, in time order. Each run has its own mix and its own rate."""
-    kinds = sorted([*KINDS, *SCENES])
+def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequence[str] = ()) -> list[Fault]:
+    """The faults of one run, in time order. Each run has its own rate and mix, of kinds in `only` if given."""
+    kinds = sorted(only or [*KINDS, *SCENES])
     mix = rng.sample(kinds, rng.randrange(1, len(kinds) + 1))
     weights = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
     rate = rng.choice((0.3, 0.7, 1.5, 3.0))

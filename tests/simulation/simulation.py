@@ -36,7 +36,8 @@ class Plan:
     faults: tuple[Fault, ...]
 
     @classmethod
-    def draw(cls, seed: int | str) -> Plan:
+    def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
+        """`only`: names of fault kinds and scenes, all by default."""
         rng = World(str(seed)).random("plan")
         nodes = rng.choices((1, 3, 5), (1, 16, 3))[0]
         seconds = rng.uniform(5.0, 15.0)
@@ -48,7 +49,7 @@ class Plan:
                 delay=rng.choice(((0.0002, 0.002), (0.001, 0.02), (0.005, 0.06))),
                 straggle=rng.choice((0.0, 0.01, 0.1)),
             )
-        faults = draw(rng, range(1, nodes + 1), seconds)
+        faults = draw(rng, range(1, nodes + 1), seconds, only)
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
         return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.simulation.campaign import Campaign
 from tests.simulation.faults import CRASH_POINTS
-from tests.simulation.mutants import BY_NAME, SEEDS
+from tests.simulation.mutants import BY_NAME, FOCUS, SEEDS
 from tests.simulation.shrink import kind, shrink, tell
 from tests.simulation.simulation import Plan, Simulation
 
@@ -79,7 +79,7 @@ def test_every_promise_holds_in_a_thousand_runs(campaign: Campaign) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_mutant_is_caught(campaign: Campaign, name: str) -> None:
-    for _seed, result in campaign.run(range(SEEDS), name):
+    for _seed, result in campaign.run(range(SEEDS), name, FOCUS.get(name, ())):
         if result.failure:
             return
     pytest.fail(f"{name} lives through {SEEDS} seeds")
