@@ -89,12 +89,24 @@ class LocalCluster:
     def cluster_id(self) -> str:
         return self._cluster_id
 
+    def host(self, i: int) -> str:
+        """Where node i listens. This, `prefix` and `environment` are for a subclass whose nodes run elsewhere."""
+        return _HOST
+
+    def prefix(self, i: int) -> list[str]:
+        """What node i's command line begins with; it must keep the pid."""
+        return []
+
+    def environment(self, i: int) -> dict[str, str]:
+        """Environment variables for node i, besides this process's own."""
+        return {}
+
     def address(self, i: int) -> str:
-        return f"{_HOST}:{self._members[i].port}"
+        return f"{self.host(i)}:{self._members[i].port}"
 
     def metrics_address(self, i: int) -> str:
         """host:port of the node's HTTP metrics."""
-        return f"{_HOST}:{self._members[i].metrics_port}"
+        return f"{self.host(i)}:{self._members[i].metrics_port}"
 
     def node_id(self, i: int) -> int:
         return self._members[i].node_id
@@ -277,12 +289,13 @@ class LocalCluster:
 
     def _spawn(self, i: int) -> None:
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        environment |= self.environment(i)
 
         def launch() -> subprocess.Popen[str]:
             with self.log_path(i).open("ab") as log:
                 # A session of its own: Ctrl-C in the terminal is for the one that runs the cluster.
                 return subprocess.Popen(
-                    [sys.executable, *self.command(i)],
+                    [*self.prefix(i), sys.executable, *self.command(i)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=log,

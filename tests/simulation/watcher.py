@@ -46,6 +46,10 @@ class Watcher:
         self._commit[node.id] = 0
         self._applied[node.id] = node.engine.applied_index
         self._tids[node.id] = node.engine.last_tid
+        untold = len(self.committed) + 1
+        if node.engine.applied_index >= untold:  # its last life applied them, and died before it could say so
+            for entry in node.wal.entries(untold, node.engine.applied_index + 1, 1 << 30):
+                self._check_committed(node, entry)
         self._compare_digest(node)
 
     def died(self, node: SimNode) -> None:
