@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Annotated
 
 import typer
@@ -81,7 +81,8 @@ def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence
         TextColumn("seeds"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(), TextColumn("[red]{task.fields[bad]}"), console=console,
     )  # fmt: skip
-    with Campaign(jobs) as campaign, bar:
+    done = 0
+    with Campaign(jobs) as campaign, bar, suppress(KeyboardInterrupt):  # what was done counts
         task = bar.add_task("", total=len(numbers), rate="", bad="")
         for done, (seed, result) in enumerate(campaign.run(numbers, mutant, only), 1):
             if result.failure:

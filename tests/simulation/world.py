@@ -16,6 +16,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+#: Rounds of a loop before the others get their turn at the same moment.
+MOST_AT_ONCE = 20
+
 
 class Exit(SystemExit):
     """The process ends here. A SystemExit, which asyncio hands through callbacks and tasks."""
@@ -60,10 +63,13 @@ class SimLoop(asyncio.BaseEventLoop):
         return scheduled[0].when() if scheduled else None
 
     def turn(self) -> None:
-        """Runs what is due. Exit comes through."""
+        """Runs what is due, and what follows from it at once. Exit comes through."""
         asyncio._set_running_loop(self)
         try:
-            self._run_once()  # type: ignore[attr-defined]
+            for _ in range(MOST_AT_ONCE):
+                self._run_once()  # type: ignore[attr-defined]
+                if not self._ready:  # type: ignore[attr-defined]
+                    break
         finally:
             asyncio._set_running_loop(None)
 
