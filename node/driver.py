@@ -176,6 +176,10 @@ class Driver:
 
     # ---- input ---------------------------------------------------------------------------------------
 
+    def fail(self, error: BaseException) -> None:
+        """Ends the process: what this node holds cannot be relied on any more."""
+        self._fatal(error)
+
     def propose(self, data: bytes) -> int:
         """Appends a command on the leader and returns its log index. NotLeader.
 

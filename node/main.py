@@ -15,7 +15,7 @@ import typer
 import typer.main
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.identity import DirectoryError
-from raftstorage.node.node import EXIT_FATAL, Node
+from raftstorage.node.node import EXIT_DAMAGED, EXIT_FATAL, Node
 from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
 from raftstorage.node.service.logging import configure
 from raftstorage.node.service.server import PortInUse
@@ -24,7 +24,6 @@ from raftstorage.node.wal import WalError
 log = logging.getLogger(__name__)
 
 EXIT_OPTIONS = 2
-EXIT_DAMAGED = 3
 EXIT_PORT = 4
 EXIT_DIRECTORY = 5
 
@@ -79,8 +78,8 @@ def _run(
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
-    Exit status: 0 stopped cleanly, 2 bad options, 3 damaged log or database, 4 address in use, 5 another node's
-    or a locked directory, 70 a write or sync of the log failed.
+    Exit status: 0 stopped cleanly, 2 bad options, 3 damaged log or database (at start, or when it shows),
+    4 address in use, 5 another node's or a locked directory, 70 a write or sync of the log failed.
     """
     options = NodeOptions(
         node_id,

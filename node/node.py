@@ -22,11 +22,12 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
 from raftstorage.node.service.sessions import SessionLimits, StorageService
-from raftstorage.node.wal import Wal
+from raftstorage.node.wal import Wal, WalError
 
 log = logging.getLogger(__name__)
 
 #: The process's exit status after a failed write or sync of the log.
+EXIT_DAMAGED = 3
 EXIT_FATAL = 70
 #: How long a leader that stops waits for another one to take over.
 HANDOVER_SECONDS = 2.0
@@ -48,7 +49,7 @@ def end_process(error: BaseException) -> NoReturn:
     )
     writer.start()
     writer.join(0.5)
-    os._exit(EXIT_FATAL)
+    os._exit(EXIT_DAMAGED if isinstance(error, WalError | EngineError) else EXIT_FATAL)
 
 
 class Node:

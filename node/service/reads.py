@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
-from raftstorage.node.engine.api import Engine
+from raftstorage.node.engine.api import Engine, EngineError
 from raftstorage.node.failures import failed
 from raftstorage.proto import storage_pb2 as pb
 
@@ -44,10 +44,14 @@ class _Parked:
 
 
 class Reads:
-    """Used from the loop. Every read gets one reply; an unexpected error is logged and answered INTERNAL."""
+    """Used from the loop. Every read gets one reply; an unexpected error is logged and answered INTERNAL.
 
-    def __init__(self, engine: Engine) -> None:
+    `fail` ends the process: what the engine cannot read is damaged.
+    """
+
+    def __init__(self, engine: Engine, fail: Callable[[BaseException], None]) -> None:
         self._engine = engine
+        self._fail = fail
         self._order = itertools.count()
         self._heap: list[_Parked] = []
         self._by_deadline: deque[_Parked] = deque()
@@ -94,7 +98,9 @@ class Reads:
     def _serve(self, request: pb.Request, call: str, reply: Reply) -> None:
         try:
             event = self._answer(request, call)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, EngineError):
+                self._fail(error)
             log.exception("a read failed", extra={"call": call})
             event = failed(pb.INTERNAL, "the node could not read; its log says why")
         reply(event)

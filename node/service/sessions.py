@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 from raftstorage.node.driver import Driver, LeadershipLost
-from raftstorage.node.engine.api import Applied
+from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.failures import failed, failure
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Entry, Role, RoleChange
@@ -73,7 +73,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._metrics = metrics
         self._sessions: dict[ClientSession, None] = {}  # in the order they came
         self._handlers: set[asyncio.Task[None]] = set()
-        self._reads = Reads(driver.engine)
+        self._reads = Reads(driver.engine, driver.fail)
         self._coordinator = Coordinator(
             driver.engine,
             driver.propose,
@@ -183,6 +183,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             writer.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
+            if isinstance(error, EngineError):
+                self._driver.fail(error)
             # A stream that broke is the client's affair (cancelled, or a write that could not be done).
             if isinstance(error, DecodeError):
                 session.end(grpc.StatusCode.INVALID_ARGUMENT, "what the client sent is not a RequestBatch")
@@ -283,7 +285,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 self._barrier(session, answer)
             else:
                 self._write(session, request, call, answer)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, EngineError):
+                self._driver.fail(error)
             log.exception("a request failed", extra={"call": call})
             answer(failed(pb.INTERNAL, "the node failed at this request; its log says why"))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import pytest
 from raftstorage.node.driver import LeadershipLost
+from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader, Role, RoleChange
@@ -35,7 +36,11 @@ class FakeDriver:
         self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
         self.held = False
         self.barrier_error: Exception | None = None
+        self.failed: list[BaseException] = []
         self._log: list[bytes] = []
+
+    def fail(self, error: BaseException) -> None:
+        self.failed.append(error)
 
     def propose(self, data: bytes) -> int:
         if self.role is not Role.LEADER:
@@ -323,6 +328,25 @@ async def test_a_failing_handler_does_not_end_the_session() -> None:
         it.driver.engine.approximate_size = None  # type: ignore[assignment, method-assign]
         assert (await client.ask(size=pb.Size())).failure.reason == pb.INTERNAL
         assert (await client.commit(1, 1)).committed.tid
+        assert it.driver.failed == []
+
+
+@run
+async def test_a_database_that_cannot_be_read_ends_the_node() -> None:
+    async with world() as it:
+        client = it.connect()
+        await client.hello()
+        damaged = EngineError("a damaged block")
+
+        def read(*_: object) -> NoReturn:
+            raise damaged
+
+        it.driver.engine.load_before = read  # type: ignore[method-assign]
+        await client.ask(load_before=pb.LoadBefore(oid=oid(1), before=oid(2)))
+        assert it.driver.failed == [damaged]
+        it.driver.engine.conflicts = read  # type: ignore[method-assign]
+        await client.commit(1, 1)
+        assert it.driver.failed == [damaged, damaged]
 
 
 @run
