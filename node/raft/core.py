@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from . import election, following, leading
 from .log import RaftLog
-from .messages import CANDIDATES_REQUESTS, LEADERS_MESSAGES, is_sane
+from .messages import CANDIDATES_REQUESTS, LEADERS_MESSAGES, MOST_TERMS_AHEAD, is_sane
 from .outbox import Outbox
 from .read_index import Read, ReadQueue
 from .tracker import PeerProgress
@@ -171,6 +171,8 @@ class RaftCore:
     def step(self, message: Message) -> None:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
         if message.from_node not in self.members or message.to_node != self.node_id or not is_sane(message):
+            return
+        if message.term > self.term + MOST_TERMS_AHEAD:
             return
         if message.term > self.term:
             if message.type in CANDIDATES_REQUESTS and self._hears_leader and not message.transfer:

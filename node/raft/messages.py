@@ -6,6 +6,8 @@ from .types import Message, MessageType
 
 #: Terms and indexes stay below this, so that nothing a peer sends can push them out of 64 bits.
 LIMIT = 1 << 62
+#: No cluster holds so many elections while a node is away. Else one message could use all terms up, for good.
+MOST_TERMS_AHEAD = 1 << 32
 
 #: An APPEND with this context and no entries only tells the commit index: it is answered only when refused.
 TELLS_COMMIT = 1
