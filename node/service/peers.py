@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.codec import decode, encode, size_of
@@ -31,6 +32,8 @@ QUEUE_BYTES = 64 << 20
 BATCH_MESSAGES = 4096
 BATCH_BYTES = 8 << 20
 HELLO_SECONDS = 5.0
+#: How long a stream that ends waits for the batch that is being sent.
+WRITE_SECONDS = 1.0
 BACKOFF_SECONDS = (0.05, 0.5)
 #: One entry can be a whole transaction, which the options bound below this.
 MAX_MESSAGE_BYTES = 512 << 20
@@ -71,6 +74,13 @@ class Outbox:
         self._messages: deque[tuple[Message, int]] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
+        self.closed = False
+
+    def close(self) -> None:
+        """Nothing leaves any more; `take` returns an empty batch."""
+        self.closed = True
+        self._messages.clear()
+        self._filled.set()
 
     def put(self, message: Message) -> bool:
         """False when there is no room. A single message has room in an empty box, however large it is."""
@@ -196,6 +206,9 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         except HelloRefused as refused:
             self._complain(0, f"a peer was refused: {refused}")
             await context.abort(refused.code, str(refused))
+        except DecodeError:
+            self._complain(0, "a peer sent something that is not a PeerBatch")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is not a PeerBatch")
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
 
@@ -229,9 +242,10 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         self._metrics.peer_connected.labels(str(peer)).set(1)
         self._complaints.pop(peer, None)
         log.info("peer %d is connected", peer)
-        tasks = [
+        writer = asyncio.create_task(self._write(stream, link))
+        tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._read(stream, peer)),
-            asyncio.create_task(self._write(stream, link)),
+            writer,
             asyncio.create_task(link.replaced.wait()),
         ]
         try:
@@ -241,6 +255,9 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
                 del self._links[peer]
                 self._metrics.peer_connected.labels(str(peer)).set(0)
                 log.info("peer %d is disconnected", peer)
+            # gRPC refuses to end a stream while a message is being written to it, and a cancelled write still is.
+            link.outbox.close()
+            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -262,7 +279,10 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
 
     async def _write(self, stream: Stream, link: _Link) -> None:
         while True:
-            await stream.write(await link.outbox.take())
+            batch = await link.outbox.take()
+            if link.outbox.closed:
+                return
+            await stream.write(batch)
 
     def _hello(self, peer: int) -> pb.PeerBatch:
         mine = self._identity

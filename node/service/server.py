@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from raftstorage.node.driver import Driver
 from raftstorage.node.options import split_address
+from raftstorage.node.service.parsing import RefuseMalformed
 from raftstorage.node.service.peers import MAX_MESSAGE_BYTES
 from raftstorage.proto import admin_pb2, admin_pb2_grpc, raft_pb2, raft_pb2_grpc, storage_pb2, storage_pb2_grpc
 
@@ -43,7 +44,7 @@ class GrpcServer:
 
     def __init__(self, driver: Driver, peers: Any, storage: Any, admin: Any) -> None:
         self._driver = driver
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[RefuseMalformed()], options=SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # its stubs lack it
         self._changed = asyncio.Event()
         self._stopping = False

@@ -22,6 +22,7 @@ class ClientSession:
 
     def __init__(self, limits: SessionLimits) -> None:
         self.read_only = False
+        self.greeted = False
         #: Takes live invalidations above `after`; it has caught up with all before.
         self.live = False
         self.after = b""
@@ -57,6 +58,11 @@ class ClientSession:
         if not self.ended.done():
             self.ended.set_result((code, message))
 
+    def expect_greeting(self) -> None:
+        """Now, or not at all."""
+        if not self.greeted:
+            self.end(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
+
     async def room(self) -> None:
         """Returns when more answers may be made."""
         await self._room.wait()
@@ -77,13 +83,23 @@ class ClientSession:
         return pb.EventBatch(events=events)
 
     async def write(self, context: grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]) -> None:
-        """Sends what is put, until it is cancelled."""
+        """Sends what is put, until `close`. Not to be cancelled: see `close`."""
         while True:
             await self._filled.wait()
+            if self.closed:
+                return
             self._idle.clear()
             await context.write(self.take())
             if not self._queue:
                 self._idle.set()
+
+    def close(self) -> None:
+        """Takes and sends nothing more. `write` returns when what it is sending is sent.
+
+        gRPC refuses to end a stream while a message is being written to it, and a cancelled write still is.
+        """
+        self.closed = True
+        self._filled.set()
 
     async def written(self) -> None:
         """Returns when all that was put is sent."""

@@ -45,6 +45,10 @@ CATCH_UP_PAGE = 1000
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
 MAX_BARRIERS = 1024
+#: A stream that has not said Hello by then is ended.
+HELLO_SECONDS = 5.0
+#: How long a session that ends waits for the message that is being sent.
+WRITE_SECONDS = 1.0
 
 
 def _now() -> float:
@@ -174,12 +178,15 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._metrics.sessions.inc()
         reader = asyncio.create_task(self._read(session, request_iterator))
         writer = asyncio.create_task(session.write(context))
+        greeting = asyncio.get_running_loop().call_later(HELLO_SECONDS, session.expect_greeting)
         try:
             ends: list[asyncio.Future[Any]] = [reader, writer, session.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            greeting.cancel()
             self._forget(session)
             reader.cancel()
+            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
             writer.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
@@ -196,7 +203,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             await context.abort(code, message)
 
     def _forget(self, session: ClientSession) -> None:
-        session.closed = True
+        session.close()
         self._sessions.pop(session, None)
         self._metrics.sessions.dec()
         for task in session.tasks:
@@ -216,7 +223,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                     self._handle(session, request)
                 elif not await self._greet(session, request):
                     return
-                greeted = True
+                greeted = session.greeted = True
                 handled += 1
                 if handled % FAIR_SHARE == 0:
                     await asyncio.sleep(0)

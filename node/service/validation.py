@@ -17,7 +17,7 @@ MAX_OIDS = 10_000
 MAX_CHECKS = 1_000_000
 MAX_BATCH = 1024
 
-_CLIENT_ID = re.compile(r"[0-9a-fA-F]{32}")
+_HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,10 @@ def check_hello(request: pb.Request) -> pb.Failure | None:
         return invalid("the first request of a stream must be a Hello")
     if request.id == 0:
         return invalid("a request's id must be above 0")
-    if not _CLIENT_ID.fullmatch(request.hello.client_id):
+    if not _HEX_ID.fullmatch(request.hello.client_id):
         return invalid("client_id must be 32 hexadecimal digits")
+    if request.hello.cluster_id and not _HEX_ID.fullmatch(request.hello.cluster_id):
+        return invalid("cluster_id must be empty or 32 hexadecimal digits")
     return _tids(request.hello.after_tid)
 
 

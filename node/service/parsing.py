@@ -1,0 +1,41 @@
+"""Requests that cannot be parsed: their sender's mistake, and no reason for a traceback in the node's log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+_MALFORMED = object()
+
+
+class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
+    """Answers INVALID_ARGUMENT in place of grpc.aio's UNKNOWN, for calls with a single request.
+
+    Handlers of streams see a DecodeError themselves.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming or handler.response_streaming:
+            return handler
+        parse, serve = handler.request_deserializer, handler.unary_unary
+
+        def parse_or_mark(data: bytes) -> Any:
+            try:
+                return parse(data)
+            except DecodeError:
+                return _MALFORMED
+
+        async def serve_or_refuse(request: Any, context: Any) -> Any:
+            if request is _MALFORMED:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed")
+            return await serve(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(serve_or_refuse, parse_or_mark, handler.response_serializer)

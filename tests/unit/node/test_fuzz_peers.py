@@ -1,0 +1,362 @@
+"""Everything that a peer can send: to the core, and over the wire to nodes of a cluster.
+
+The process may end by a peer's message only where Raft's own guarantees are broken, as RaftInvariantError:
+node/raft/following.py (an APPEND whose entry at the commit index is another one) and node/raft/log.py (a committed
+entry to be cut). No message leads to the third one, in RaftCore's constructor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+from raftstorage.node.node import Node
+from raftstorage.node.options import NodeOptions
+from raftstorage.node.raft.core import RaftCore
+from raftstorage.node.raft.messages import LIMIT, is_sane
+from raftstorage.node.raft.types import (
+    Config,
+    Entry,
+    EntryKind,
+    HardState,
+    Message,
+    MessageType,
+    Output,
+    RaftInvariantError,
+    Role,
+)
+from raftstorage.node.service.codec import decode, encode
+from raftstorage.proto import PROTOCOL_VERSION
+from raftstorage.proto import raft_pb2 as pb
+
+from tests.unit.raft.raft_cluster import MemoryLog, Timeouts
+from tests.unit.service import fuzzing as fuzz
+from tests.unit.service.fuzzing import Problems, Witness, exchange, explore
+
+EXCHANGE = "/raftstorage.v1.Peers/Exchange"
+
+# ---- the core -----------------------------------------------------------------------------------------------
+
+small = st.integers(0, 9)
+#: Near what the core holds, and as far from it as a message may say.
+numbers = st.one_of(small, small, small, st.sampled_from([LIMIT - 1, LIMIT, (1 << 64) - 1]))
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    kind = draw(st.sampled_from(MessageType))
+    index = draw(numbers)
+    term = draw(numbers)
+    log_term = draw(st.one_of(small, numbers))
+    entries = []
+    if kind is MessageType.APPEND or draw(st.integers(0, 9)) == 9:
+        at = max(1, log_term)
+        for position in range(draw(st.integers(0, 4))):
+            at += draw(st.integers(0, 1))
+            gap = draw(st.integers(0, 30)) == 30
+            kinds = st.sampled_from(EntryKind)
+            entries.append(Entry(at, index + 1 + position + gap, draw(kinds), draw(st.binary(max_size=3))))
+    return Message(
+        kind,
+        draw(st.sampled_from([2, 2, 3, 3, 1, 9])),
+        draw(st.sampled_from([1, 1, 1, 1, 2])),
+        term,
+        index,
+        log_term,
+        tuple(entries),
+        draw(numbers),
+        draw(st.booleans()),
+        draw(numbers),
+        draw(numbers),
+        draw(st.one_of(small, numbers)),
+        draw(st.booleans()),
+    )
+
+
+class Glass:
+    """A core whose effects are carried out and checked."""
+
+    def __init__(self, terms: list[int], applied: int) -> None:
+        entries = [Entry(term, index, EntryKind.COMMAND) for index, term in enumerate(terms, 1)]
+        self.disk = MemoryLog(entries, HardState(max([0, *terms])))
+        self.core = RaftCore(
+            Config(1, frozenset({1, 2, 3}), election_ticks=3),
+            self.disk,
+            self.disk.hard_state,
+            min(applied, len(terms)),
+            Timeouts(1),
+        )
+        self.applied = entries[: self.core.commit_index]
+        self.commit = self.core.commit_index
+
+    def carry_out(self) -> Output:
+        output = self.core.take_output()
+        sent = list(output.send)
+        for persist in output.persist:
+            self.disk.write(persist.hard_state, persist.entries)
+            self.core.persisted(persist.ticket)
+            sent += persist.then_send
+        for message in sent:
+            wire = pb.RaftMessage.FromString(encode(message).SerializeToString())
+            assert decode(wire, from_node=1, to_node=message.to_node) == message
+            assert is_sane(message) or message.term >= LIMIT, message
+        for entry in output.apply:
+            assert entry.index == len(self.applied) + 1, "applied out of order"
+            self.applied.append(entry)
+        assert self.commit <= self.core.commit_index <= self.core.last_index
+        assert self.disk.entries(1, len(self.applied) + 1, 1 << 40) == self.applied if self.applied else True
+        self.commit = self.core.commit_index
+        return output
+
+
+steps = st.lists(
+    st.one_of(messages(), messages(), messages(), st.sampled_from(["tick", "propose", "read"])), max_size=30
+)
+
+
+@given(terms=st.lists(st.integers(0, 1), max_size=6), applied=st.integers(0, 6), todo=steps, lead=st.booleans())
+def a_core_and_its_peers(terms: list[int], applied: int, todo: list[Any], lead: bool) -> None:
+    glass = Glass([1 + sum(terms[: at + 1]) for at in range(len(terms))], applied)
+    core = glass.core
+    term = core.term
+    if lead:
+        for _ in range(6):
+            core.tick()
+        glass.carry_out()
+        core.step(Message(MessageType.PRE_VOTE_REPLY, 2, 1, term + 1))
+        glass.carry_out()
+        core.step(Message(MessageType.VOTE_REPLY, 2, 1, term + 1))
+        glass.carry_out()
+        assert core.role is Role.LEADER
+    for number, what in enumerate(todo, 1):
+        before = (core.term, core.vote, core.role, core.leader, core.commit_index, core.last_index)
+        event(str(core.role))
+        try:
+            if what == "tick":
+                core.tick()
+            elif what == "read":
+                core.read_index(number)
+            elif what == "propose":
+                if core.role is Role.LEADER and not core.transferring_to:
+                    core.propose([b"command"])
+            else:
+                core.step(what)
+                if not is_sane(what) or what.from_node not in (2, 3) or what.to_node != 1:
+                    after = (core.term, core.vote, core.role, core.leader, core.commit_index, core.last_index)
+                    assert after == before
+        except RaftInvariantError:
+            event("RaftInvariantError")
+            assert isinstance(what, Message) and what.type is MessageType.APPEND
+            return
+        while core.has_output():
+            glass.carry_out()
+
+
+def test_no_message_of_a_member_raises_anything_but_a_broken_guarantee() -> None:
+    explore(a_core_and_its_peers, 500)
+
+
+def test_a_term_at_the_end_of_the_range_leaves_terms_for_elections() -> None:
+    glass = Glass([1], 1)
+    glass.core.step(Message(MessageType.VOTE, 2, 1, LIMIT - 1, log_index=1, log_term=1, transfer=True))
+    glass.carry_out()
+    said: list[Message] = []
+    for _ in range(12):
+        glass.core.tick()
+        output = glass.carry_out()
+        said += [*output.send, *(message for persist in output.persist for message in persist.then_send)]
+    assert [each for each in said if each.type is MessageType.PRE_VOTE]
+    assert all(is_sane(each) for each in said), "what it asks for is nonsense to everybody"
+
+
+# ---- the wire -----------------------------------------------------------------------------------------------
+
+
+class Fuzzed:
+    """Nodes 2 and 3 of three, in a loop that only runs while a test does. The test is node 1, which dials both."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.runner = stack.enter_context(asyncio.Runner())
+        self.problems = Problems()
+        with ExitStack() as ports:
+            sockets = [ports.enter_context(socket.socket()) for _ in range(3)]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            members = {number: f"127.0.0.1:{each.getsockname()[1]}" for number, each in enumerate(sockets, 1)}
+        self.nodes = [
+            Node(NodeOptions(number, directory / str(number), members, tick_ms=20), fatal=self.problems.fatal)
+            for number in (2, 3)
+        ]
+        self.witnesses = [Witness() for _ in self.nodes]
+        self.cluster_id = self.nodes[0].identity.cluster_id
+        self.run(self._start())
+
+    async def _start(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(self.problems.unhandled)
+        for node in self.nodes:
+            await node.start()
+        await self._leader()
+
+    async def _leader(self) -> Node:
+        while not any(node.driver.is_ready_leader for node in self.nodes):  # noqa: ASYNC110 - one of several
+            await asyncio.sleep(0.01)
+        return next(node for node in self.nodes if node.driver.is_ready_leader)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(asyncio.wait_for(work, 60))
+
+    def talk(self, to: int, *batches: bytes, ends: bool) -> tuple[grpc.StatusCode | None, str]:
+        """How the stream ended; without `ends` it is given up after a moment."""
+        address = self.nodes[to - 2].address
+        end = time.monotonic() + 0.05  # a leader goes on talking, a follower is silent
+
+        async def send() -> tuple[grpc.StatusCode | None, str]:
+            try:
+                if ends:
+                    return (await exchange(address, EXCHANGE, batches, lambda got: False))[1:]
+                return (await exchange(address, EXCHANGE, batches, lambda got: time.monotonic() > end, 0.05))[1:]
+            except AssertionError:
+                return None, ""
+
+        code, details = self.run(send())
+        return code, details
+
+    def check(self) -> None:
+        """Both have what was committed, and nothing else."""
+
+        async def serve() -> None:
+            leader = await self._leader()
+            await self.witnesses[0].serves(leader)
+            for node in self.nodes:
+                await node.driver.wait_applied(leader.driver.commit_index)
+
+        before = self.witnesses[0].probes
+        self.run(serve())
+        for witness, node in zip(self.witnesses, self.nodes, strict=True):
+            assert len(witness.replay(node)) == self.witnesses[0].probes - before
+        assert len({node.driver.engine.digest() for node in self.nodes}) == 1
+        assert not self.problems.found, self.problems.found.pop()
+
+    def hello(self, to: int, **changes: Any) -> bytes:
+        fields: dict[str, Any] = {
+            "protocol_version": PROTOCOL_VERSION,
+            "cluster_id": self.cluster_id,
+            "node_id": 1,
+            "to_node_id": to,
+        }
+        return pb.PeerBatch(hello=pb.PeerHello(**fields | changes)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
+    with ExitStack() as stack:
+        made = Fuzzed(tmp_path_factory.mktemp("fuzz"), stack)
+        logging.getLogger().addHandler(made.problems)
+        stack.callback(logging.getLogger().removeHandler, made.problems)
+        yield made
+        for node in made.nodes:
+            made.run(node.stop())
+
+
+wires = st.builds(
+    pb.RaftMessage,
+    type=st.integers(0, 15),
+    from_node=st.sampled_from([1, 1, 1, 1, 0, 2, 3, 9, (1 << 64) - 1]),
+    to_node=st.sampled_from([2, 3, 2, 3, 0, 1]),
+    term=fuzz.numbers,
+    log_index=fuzz.numbers,
+    log_term=fuzz.numbers,
+    entries=st.lists(
+        st.builds(
+            pb.LogEntry,
+            kind=st.integers(0, 5),
+            term=fuzz.numbers,
+            index=fuzz.numbers,
+            data=st.binary(max_size=9),
+        ),
+        max_size=3,
+    ),
+    commit=fuzz.numbers,
+    reject=st.booleans(),
+    hint_index=fuzz.numbers,
+    hint_term=fuzz.numbers,
+    context=fuzz.numbers,
+    transfer=st.booleans(),
+)
+
+
+def is_harmless(wire: pb.RaftMessage, to: int, term: int) -> bool:
+    """Whether a correct cluster must shrug it off: nonsense, of the past, or a question that a leader answers.
+
+    A member that lies well can do more: begin a term, lead in it. Raft does not defend against that.
+    """
+    message = decode(wire, from_node=1, to_node=to)
+    if message is None or not is_sane(message):
+        return True
+    if message.term > term:
+        return message.type in (MessageType.PRE_VOTE, MessageType.VOTE) and not message.transfer
+    return message.type is not MessageType.APPEND_REPLY and message.type is not MessageType.VOTE_REPLY
+
+
+def test_messages_that_must_not_matter(fuzzed: Fuzzed) -> None:
+    @given(some=st.lists(wires, min_size=1, max_size=12), to=st.sampled_from([2, 3]))
+    def messages_of_every_kind(some: list[pb.RaftMessage], to: int) -> None:
+        term = fuzzed.nodes[to - 2].driver.term
+        kept = [wire for wire in some if is_harmless(wire, to, term)]
+        event(f"{len(kept)} messages")
+        batch = pb.PeerBatch(messages=kept).SerializeToString()
+        code, details = fuzzed.talk(to, fuzzed.hello(to), batch, ends=False)
+        assert code is None, details
+        fuzzed.check()
+
+    explore(messages_of_every_kind, 60)
+
+
+def test_hellos_that_do_not_fit(fuzzed: Fuzzed) -> None:
+    changes = st.fixed_dictionaries(
+        {},
+        optional={
+            "protocol_version": fuzz.small,
+            "cluster_id": st.text(max_size=80) | st.just("f" * 30_000),
+            "node_id": fuzz.numbers,
+            "to_node_id": fuzz.numbers,
+        },
+    )
+
+    @given(changes=changes, to=st.sampled_from([2, 3]), message=st.booleans())
+    def a_hello(changes: dict[str, Any], to: int, message: bool) -> None:
+        first = fuzzed.hello(to, **changes)
+        if message:
+            first += pb.PeerBatch(
+                messages=[pb.RaftMessage(type=pb.RaftMessage.HEARTBEAT, from_node=1)]
+            ).SerializeToString()
+        node_id = changes.get("node_id", 1)
+        fits = not message and first == fuzzed.hello(to, node_id=node_id) and (node_id == 1 or node_id == 2 < to)
+        code, details = fuzzed.talk(to, first, ends=not fits)
+        if fits:
+            assert code is None
+        else:
+            assert code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED), (code, details)
+            assert details
+        fuzzed.check()
+
+    explore(a_hello, 50)
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_bytes_that_are_no_batch(fuzzed: Fuzzed, greeted: bool) -> None:
+    batches = [fuzzed.hello(2), b"\xff"] if greeted else [b"\xff"]
+    code, _details = fuzzed.talk(2, *batches, ends=True)
+    found, fuzzed.problems.found = fuzzed.problems.found, []
+    fuzzed.check()
+    assert (code, found) == (grpc.StatusCode.INVALID_ARGUMENT, [])
