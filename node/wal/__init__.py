@@ -33,7 +33,7 @@ deleted looks like a shorter log, in the same way.
 
 What is read back at start may be in the page cache only (a process killed between write and sync) or be marked
 clean by a sync that failed (then the kernel keeps what the disk never got). So opening writes the last batch
-again and syncs before anything in it counts as durable.
+again, and zeros over the rest of the segment, and syncs before anything in it counts as durable.
 """
 
 from raftstorage.node.wal.format import WalDamaged, WalError

@@ -96,6 +96,9 @@ class Recovery:
                 raise WalDamaged(segment.path, offset, str(error)) from error
 
     def _secure(self, segment: Segment, data: bytes) -> None:
-        """Cuts what stands behind the last record, and makes the last batch durable: nobody knows if it is."""
-        stale = len(data[segment.end :].rstrip(b"\0"))
-        segment.rewrite(data[self._tail : segment.end] + bytes(stale), self._tail)
+        """Makes the last batch durable (nobody knows if it is), and zeros what stands behind it.
+
+        All of it: what seems to be zero may be so in the page cache only, if an earlier start zeroed it and its
+        sync failed. Records of a batch that nobody was told of would come back behind new ones at a power cut.
+        """
+        segment.rewrite_to_end(data[self._tail : segment.end], self._tail)

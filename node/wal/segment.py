@@ -10,6 +10,7 @@ from raftstorage.node.wal.files import Files
 
 SUFFIX = ".segment"
 TEMPORARY = ".new"
+_ZEROS = bytes(1 << 20)
 
 
 class Segment:
@@ -69,6 +70,13 @@ class Segment:
     def rewrite(self, data: bytes, offset: int) -> None:
         """Writes at `offset`, durable when it returns. OSError as `append`."""
         self._files.write(self.fd, data, offset)
+        self._files.sync(self.fd)
+
+    def rewrite_to_end(self, data: bytes, offset: int) -> None:
+        """Writes at `offset`, zeros the rest of the file, durable when it returns. OSError as `append`."""
+        self._files.write(self.fd, data, offset)
+        for start in range(offset + len(data), self.size, len(_ZEROS)):
+            self._files.write(self.fd, _ZEROS[: self.size - start], start)
         self._files.sync(self.fd)
 
     def close(self) -> None:
