@@ -30,8 +30,8 @@ def main(
     nodes: Annotated[int, typer.Option(min=3, help="Nodes of a cluster.")] = 3,
     clients: Annotated[int, typer.Option(min=1, help="Client threads.")] = 4,
     longest: Annotated[
-        float, typer.Option(min=0.1, help="Longest fault in seconds; else 30, or 4 for a cut.")
-    ] = 0.0,
+        float | None, typer.Option(min=0.1, help="Longest fault in seconds; else 30, or 4 for a cut.")
+    ] = None,
     keep_going: Annotated[bool, typer.Option(help="Do not stop at the first round that fails.")] = False,
 ) -> None:
     """Strikes real clusters in network namespaces with faults while clients work, and checks all they saw.
