@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftstorage.node.engine import MemoryEngine, RocksEngine
-from raftstorage.node.engine.api import Z64, Applied, EngineError, Revision
+from raftstorage.node.engine.api import Z64, EngineError, Revision
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
+
+from tests.unit.engine.commands import allocate, feed
 
 
 def p64(number: int) -> bytes:
@@ -43,21 +45,6 @@ def commit(
         transaction=transaction.SerializeToString(),
     )
     return pb.Command(commit=command).SerializeToString()
-
-
-def allocate(count: int) -> bytes:
-    return pb.Command(allocate=pb.AllocateCommand(count=count)).SerializeToString()
-
-
-@pytest.fixture(params=["memory", "rocks"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateMachine]:
-    made = MemoryEngine() if request.param == "memory" else RocksEngine(tmp_path / "db")
-    yield made
-    made.close()
-
-
-def feed(engine: StateMachine, *commands: bytes) -> list[Applied]:
-    return [engine.apply(engine.applied_index + 1, command) for command in commands]
 
 
 def test_an_empty_engine(engine: StateMachine) -> None:

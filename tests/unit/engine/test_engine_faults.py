@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftstorage.node.engine import MemoryEngine, RocksEngine
-from raftstorage.node.engine.api import Z64, Applied, EngineError, Revision
+from raftstorage.node.engine.api import Z64, EngineError, Revision
 from raftstorage.node.engine.kv import FAMILIES, Change, MemoryStore
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
+
+from tests.unit.engine.commands import allocate, feed
 
 LAST = b"\xff" * 8
 
@@ -39,21 +41,6 @@ def store(tid: int, oid: int, base: int = 0, data: bytes = b"data", identity: by
     return commit(
         p64(tid), lambda each: each.records.add(oid=p64(oid), base_serial=p64(base), data=data), identity
     )
-
-
-def allocate(count: int) -> bytes:
-    return pb.Command(allocate=pb.AllocateCommand(count=count)).SerializeToString()
-
-
-@pytest.fixture(params=["memory", "rocks"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateMachine]:
-    made = MemoryEngine() if request.param == "memory" else RocksEngine(tmp_path / "db")
-    yield made
-    made.close()
-
-
-def feed(engine: StateMachine, *commands: bytes) -> list[Applied]:
-    return [engine.apply(engine.applied_index + 1, command) for command in commands]
 
 
 def logical(engine: StateMachine) -> dict[str, list[tuple[bytes, bytes]]]:
