@@ -79,7 +79,7 @@ def _run(
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
     Exit status: 0 stopped cleanly, 2 bad options, 3 damaged log or database (at start, or when it shows),
-    4 address in use, 5 another node's or a locked directory, 70 a write or sync of the log failed.
+    4 address in use, 5 another node's or a locked directory, 70 a write or sync failed.
     """
     options = NodeOptions(
         node_id,

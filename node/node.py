@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.engine import RocksEngine
-from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import NodeDirectory
 from raftstorage.node.options import NodeOptions, split_address
 from raftstorage.node.raft.types import Config, Message, NotLeader, Role, RoleChange
@@ -22,7 +22,7 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
 from raftstorage.node.service.sessions import SessionLimits, StorageService
-from raftstorage.node.wal import Wal, WalError
+from raftstorage.node.wal import Wal, WalDamaged
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def end_process(error: BaseException) -> NoReturn:
     )
     writer.start()
     writer.join(0.5)
-    os._exit(EXIT_DAMAGED if isinstance(error, WalError | EngineError) else EXIT_FATAL)
+    damaged = isinstance(error, WalDamaged | EngineError) and not isinstance(error, EngineWriteError)
+    os._exit(EXIT_DAMAGED if damaged else EXIT_FATAL)
 
 
 class Node:

@@ -19,6 +19,10 @@ class EngineError(Exception):
     """The state on disk is not what it must be (a checksum, a missing key, another node's directory)."""
 
 
+class EngineWriteError(EngineError):
+    """The state could not be written. What is on disk is older, and sound."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revision:
     """One revision of an object. `data` None: deleted here. `next_serial` None: it is the current one."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import rocksdict
-from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.engine.kv import FAMILIES, Change
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
@@ -41,12 +41,12 @@ def _options() -> rocksdict.Options:
 
 
 @contextmanager
-def _doing(what: str) -> Iterator[None]:
+def _doing(what: str, failure: type[EngineError] = EngineError) -> Iterator[None]:
     """rocksdict raises bare Exceptions."""
     try:
         yield
     except Exception as error:
-        raise EngineError(f"cannot {what} the database: {error}") from error
+        raise failure(f"cannot {what} the database: {error}") from error
 
 
 class RocksStore:
@@ -131,7 +131,7 @@ class RocksStore:
                 batch.delete(_PREFIXES[family] + key)
             else:
                 batch.put(_PREFIXES[family] + key, value)
-        with _doing("write"):
+        with _doing("write", EngineWriteError):
             self._db.write(batch, self._unlogged)
 
     def bytes_used(self) -> int:
@@ -144,7 +144,7 @@ class RocksStore:
 
     def flush(self) -> None:
         """Durable when it returns."""
-        with _doing("flush"):
+        with _doing("flush", EngineWriteError):
             self._db.flush(True)
 
     def close(self) -> None:

@@ -250,19 +250,23 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         ]
         try:
             done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if self._links.get(peer) is link:
-                del self._links[peer]
-                self._metrics.peer_connected.labels(str(peer)).set(0)
-                log.info("peer %d is disconnected", peer)
+            self._unlink(link)
             # gRPC refuses to end a stream while a message is being written to it, and a cancelled write still is.
             link.outbox.close()
             await asyncio.wait({writer}, timeout=WRITE_SECONDS)
+        finally:
+            self._unlink(link)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in done:
             task.result()
+
+    def _unlink(self, link: _Link) -> None:
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+            self._metrics.peer_connected.labels(str(link.peer)).set(0)
+            log.info("peer %d is disconnected", link.peer)
 
     async def _read(self, stream: Stream, peer: int) -> None:
         node = self._identity.node_id

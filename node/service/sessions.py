@@ -182,11 +182,12 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         try:
             ends: list[asyncio.Future[Any]] = [reader, writer, session.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            session.close()
+            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
         finally:
             greeting.cancel()
             self._forget(session)
             reader.cancel()
-            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
             writer.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
