@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.e2e.nemesis.network import Namespaces
 #: One small program for each host: says whom it heard, among those that it is told to wait for and shortly after.
 _TALKER = """
 import json, socket, sys, time
-mine, hosts, wanted = sys.argv[1], json.loads(sys.argv[2]), set(json.loads(sys.argv[3]))
+mine, hosts, wanted, meeting = sys.argv[1], json.loads(sys.argv[2]), set(json.loads(sys.argv[3])), sys.argv[4]
 heard = set()
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as box:
     box.bind((mine, 7447))
@@ -29,13 +30,16 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as box:
     while time.monotonic() < end:
         for host in hosts:
             try:
-                box.sendto(mine.encode(), (host, 7447))
+                box.sendto(f"{meeting} {mine}".encode(), (host, 7447))
             except OSError:
                 pass
         box.settimeout(0.05)
         try:
             while True:
-                heard.add(box.recv(100).decode())
+                where, who = box.recv(100).decode().split()
+                # Not what was sent under an earlier cut, and waited in a queue for its neighbour's address.
+                if where == meeting:
+                    heard.add(who)
         except OSError:
             pass
         if heard >= wanted and end > time.monotonic() + 1:
@@ -59,6 +63,7 @@ def _ours() -> str:
 def heard(made: Namespaces, expected: set[tuple[int, int]]) -> set[tuple[int, int]]:
     """(sender, receiver) of what arrives; the test's own host has the number after the nodes'."""
     hosts = [*made.hosts, made.test_host]
+    meeting = secrets.token_hex(4)
     talkers = []
     for i, host in enumerate(hosts):
         wanted = json.dumps([hosts[a] for a, b in expected if b == i])
@@ -71,6 +76,7 @@ def heard(made: Namespaces, expected: set[tuple[int, int]]) -> set[tuple[int, in
             host,
             json.dumps([h for h in hosts if h != host]),
             wanted,
+            meeting,
         ]
         talkers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     try:
