@@ -9,13 +9,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from tests.simulation.checks import Broken, check_all
+from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
 from tests.simulation.faults import MOST_CLIENTS, Breaker, Fault, draw
 from tests.simulation.history import Committed, History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
 from tests.simulation.watcher import Watcher
-from tests.simulation.workload import Objects, Workload
+from tests.simulation.workload import Workload
 from tests.simulation.world import Violation, World
 
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.

@@ -1,45 +1,14 @@
-"""What clients do in a run: registers, a bank whose total never changes, lists that only grow, new objects."""
+"""A simulated client at work."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import count
 
 from raftstorage.client.cluster.errors import ClusterError
-from raftstorage.client.cluster.policy import Z64
 
+from tests.simulation.choices import Choices, Creating, Objects, Reading, Writing
 from tests.simulation.client import Refused, SimClient
-from tests.simulation.history import Value
 from tests.simulation.world import Violation, World
-
-ACCOUNTS = 4
-BALANCE = 25
-LISTS = 3
-REGISTERS = 4
-Values = dict[bytes, Value]
-Change = Callable[[Values], dict[bytes, bytes]]
-
-
-@dataclass
-class Objects:
-    """The oids that all clients work on; `made` are all that were ever allocated."""
-
-    registers: list[bytes] = field(default_factory=list)
-    accounts: list[bytes] = field(default_factory=list)
-    lists: list[bytes] = field(default_factory=list)
-    made: set[bytes] = field(default_factory=set)
-    tokens: count[int] = field(default_factory=lambda: count(1))
-
-    @property
-    def total(self) -> int:
-        return BALANCE * len(self.accounts)
-
-
-def _data(values: Values, oid: bytes) -> bytes:
-    found = values[oid]
-    return found[0] if found is not None else b""
 
 
 class Workload:
@@ -51,20 +20,15 @@ class Workload:
         self._objects = objects
         self._pause = pause
         self._rng = world.random(f"workload {client.number}")
-        self._reading = self._rng.choice((0.2, 0.4, 0.95))  # its share of transactions that only read
+        self._choices = Choices(self._rng, objects, self._rng.choice((0.2, 0.4, 0.95)))
         self.stopping = False
         self.finished = False
 
     async def prepare(self) -> None:
         """Creates all objects in one transaction."""
         await self._client.open()
-        objects = self._objects
-        oids = [await self._new_oid() for _ in range(REGISTERS + ACCOUNTS + LISTS)]
-        objects.registers = oids[:REGISTERS]
-        objects.accounts = oids[REGISTERS:-LISTS]
-        objects.lists = oids[-LISTS:]
-        start = dict.fromkeys(objects.accounts, b"%d" % BALANCE)
-        start |= dict.fromkeys(objects.registers, b"0") | dict.fromkeys(objects.lists, b"")
+        oids = [await self._new_oid() for _ in range(Objects.SIZE)]
+        start = self._objects.begin(oids)
         await self._client.commit(lambda _: start, oids, one_phase=True)
 
     async def run(self) -> None:
@@ -80,72 +44,31 @@ class Workload:
 
     async def probe(self) -> None:
         """One commit and one linearizable read: the cluster serves."""
-        rng = self._rng
+        registers = self._objects.registers
         while True:
             try:
-                await self._write(rng.sample(self._objects.registers, 1))
-                await self._client.read(self._objects.registers, linearizable=True)
+                await self._commit(self._choices.write(self._rng.sample(registers, 1)))
+                await self._client.read(registers, linearizable=True)
                 return
             except (ClusterError, Refused):
                 await asyncio.sleep(0.1)
 
     async def _transaction(self) -> None:
-        rng, objects, client = self._rng, self._objects, self._client
-        if rng.random() < self._reading:
-            oids = rng.choice((objects.registers, objects.accounts, objects.lists))
-            await client.read(oids, linearizable=rng.random() < 0.7)
-            return
-        match rng.randrange(6):
-            case 0 | 1:
-                await self._write(rng.sample(objects.registers, rng.randrange(1, 3)))
-            case 2 | 3:
-                await self._transfer(*rng.sample(objects.accounts, 2))
-            case 4:
-                await self._append(rng.sample(objects.lists, rng.randrange(1, 3)))
-            case 5:
-                await self._create()
+        match self._choices.next():
+            case Reading(oids, linearizable):
+                await self._client.read(oids, linearizable=linearizable)
+            case Writing() as writing:
+                await self._commit(writing)
+            case Creating():
+                oid = await self._new_oid()
+                await self._commit(Writing(lambda _: {oid: self._objects.token()}, (oid,)))
 
-    def _token(self) -> bytes:
-        return b"%d" % next(self._objects.tokens)
-
-    async def _write(self, oids: Sequence[bytes]) -> None:
-        checked = [oid for oid in self._objects.registers if oid not in oids]
-        checks = self._rng.sample(checked, 1) if self._rng.random() < 0.3 else []
-        await self._commit(lambda _: {oid: self._token() for oid in oids}, oids, checks)
-
-    async def _transfer(self, giver: bytes, taker: bytes) -> None:
-        amount = self._rng.randrange(1, 10)
-
-        def change(values: Values) -> dict[bytes, bytes]:
-            return {
-                giver: b"%d|%b" % (_balance(values, giver) - amount, self._token()),
-                taker: b"%d|%b" % (_balance(values, taker) + amount, self._token()),
-            }
-
-        await self._commit(change, (giver, taker))
-
-    async def _append(self, lists: Sequence[bytes]) -> None:
-        def change(values: Values) -> dict[bytes, bytes]:
-            token = self._token()
-            return {oid: (_data(values, oid) + b" " + token).strip() for oid in lists}
-
-        others = [oid for oid in self._objects.lists if oid not in lists]
-        await self._commit(change, lists, others if self._rng.random() < 0.3 else ())
-
-    async def _create(self) -> None:
-        oid = await self._new_oid()
-        await self._commit(lambda _: {oid: self._token()}, (oid,))
-
-    async def _commit(self, change: Change, oids: Sequence[bytes], checks: Sequence[bytes] = ()) -> None:
-        await self._client.commit(change, oids, checks, one_phase=self._rng.random() < 0.3)
+    async def _commit(self, writing: Writing) -> None:
+        one_phase = self._rng.random() < 0.3
+        await self._client.commit(writing.change, writing.oids, writing.checks, one_phase=one_phase)
 
     async def _new_oid(self) -> bytes:
         oid = await self._client.new_oid()
-        if oid in self._objects.made or oid == Z64:
+        if not self._objects.allocated(oid):
             raise Violation(f"oid {oid.hex()} is given out twice")
-        self._objects.made.add(oid)
         return oid
-
-
-def _balance(values: Values, oid: bytes) -> int:
-    return int(_data(values, oid).split(b"|")[0])

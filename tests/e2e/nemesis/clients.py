@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -22,13 +22,11 @@ from ZODB import POSException
 from ZODB.Connection import TransactionMetaData
 
 from tests.simulation.checks import Checked, check_all
+from tests.simulation.choices import Change, Choices, Objects, Reading, Values, Writing
 from tests.simulation.history import Commit, Committed, Event, History, Opened, Outcome, Read, Told, Value
-from tests.simulation.workload import ACCOUNTS, BALANCE, LISTS, REGISTERS, Objects
 
 Z64 = b"\0" * 8
 LONG = 256 << 10  # far more than a list grows to in a run
-Values = dict[bytes, Value]
-Change = Callable[[Values], dict[bytes, bytes]]
 #: What an application expects of a storage on bad days.
 Expected = (POSException.POSError, ClusterError)
 
@@ -158,7 +156,7 @@ class Client:
         self._addresses = addresses
         self._rng = rng
         self._pause = pause
-        self._reading = rng.choice((0.2, 0.4, 0.8))  # its share of transactions that only read
+        self._choices = Choices(rng, crowd.objects, rng.choice((0.2, 0.4, 0.8)))
         self._storage: Storage | None = None
         self._number = 0
 
@@ -167,13 +165,8 @@ class Client:
     def prepare(self) -> None:
         """Makes all objects, in one transaction."""
         self._open()
-        objects = self._crowd.objects
-        oids = [self._new_oid() for _ in range(REGISTERS + ACCOUNTS + LISTS)]
-        objects.registers = oids[:REGISTERS]
-        objects.accounts = oids[REGISTERS:-LISTS]
-        objects.lists = oids[-LISTS:]
-        start = dict.fromkeys(objects.accounts, b"%d" % BALANCE)
-        start |= dict.fromkeys(objects.registers, b"0") | dict.fromkeys(objects.lists, b"")
+        oids = [self._new_oid() for _ in range(Objects.SIZE)]
+        start = self._crowd.objects.begin(oids)
         self._commit(lambda _: start, oids)
 
     def close(self) -> None:
@@ -209,62 +202,24 @@ class Client:
     # ---- the workload ----------------------------------------------------------------------------------
 
     def _transaction(self) -> None:
-        rng, objects = self._rng, self._crowd.objects
-        if self._crowd.ballast:
-            return self._create()
-        if rng.random() < self._reading:
-            oids = rng.choice((objects.registers, objects.accounts, objects.lists))
-            self._read(oids, linearizable=rng.random() < 0.7)
-            return None
-        match rng.randrange(6):
-            case 0 | 1:
-                self._write(rng.sample(objects.registers, rng.randrange(1, 3)))
-            case 2 | 3:
-                self._transfer(*rng.sample(objects.accounts, 2))
-            case 4:
-                self._append(rng.sample(objects.lists, rng.randrange(1, 3)))
-            case 5:
-                self._create()
-        return None
-
-    def _token(self) -> bytes:
-        return b"%d" % next(self._crowd.objects.tokens)
-
-    def _write(self, oids: Sequence[bytes]) -> None:
-        others = [oid for oid in self._crowd.objects.registers if oid not in oids]
-        checks = self._rng.sample(others, 1) if self._rng.random() < 0.3 else []
-        self._commit(lambda _: {oid: self._token() for oid in oids}, oids, checks)
-
-    def _transfer(self, giver: bytes, taker: bytes) -> None:
-        amount = self._rng.randrange(1, 10)
-
-        def change(values: Values) -> dict[bytes, bytes]:
-            return {
-                giver: b"%d|%b" % (_balance(values, giver) - amount, self._token()),
-                taker: b"%d|%b" % (_balance(values, taker) + amount, self._token()),
-            }
-
-        self._commit(change, (giver, taker))
-
-    def _append(self, lists: Sequence[bytes]) -> None:
-        def change(values: Values) -> dict[bytes, bytes]:
-            token = self._token()
-            return {oid: (_data(values, oid) + b" " + token).strip() for oid in lists}
-
-        others = [oid for oid in self._crowd.objects.lists if oid not in lists]
-        self._commit(change, lists, others if self._rng.random() < 0.3 else ())
+        """One of many kinds; with ballast to load, only new objects."""
+        choice = None if self._crowd.ballast else self._choices.next()
+        if isinstance(choice, Reading):
+            self._read(choice.oids, linearizable=choice.linearizable)
+        elif isinstance(choice, Writing):
+            self._commit(choice.change, choice.oids, choice.checks)
+        else:
+            self._create()
 
     def _create(self) -> None:
         oid, size = self._new_oid(), self._crowd.ballast
-        data = self._token() + (b"|" + secrets.token_bytes(size) if size else b"")
+        data = self._crowd.objects.token() + (b"|" + secrets.token_bytes(size) if size else b"")
         self._commit(lambda _: {oid: data}, (oid,))
 
     def _new_oid(self) -> bytes:
         oid = self._open().new_oid()
-        made = self._crowd.objects.made
-        if oid in made or oid == Z64:
+        if not self._crowd.objects.allocated(oid):
             self._crowd.failed(f"oid {oid.hex()} is given out twice")
-        made.add(oid)
         return oid
 
     # ---- transactions ----------------------------------------------------------------------------------
@@ -388,12 +343,3 @@ def outcome_of(error: BaseException) -> Outcome:
     )  # fmt: skip
     known = isinstance(error, definite) and not isinstance(error, CommitOutcomeUnknown)
     return "refused" if known else "unknown"
-
-
-def _data(values: Values, oid: bytes) -> bytes:
-    found = values[oid]
-    return found[0] if found is not None else b""
-
-
-def _balance(values: Values, oid: bytes) -> int:
-    return int(_data(values, oid).split(b"|")[0])
