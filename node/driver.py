@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
@@ -176,7 +177,7 @@ class Driver:
 
     # ---- input ---------------------------------------------------------------------------------------
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> NoReturn:
         """Ends the process: what this node holds cannot be relied on any more."""
         self._fatal(error)
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 import typer.main
-from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import DirectoryError
 from raftstorage.node.node import EXIT_DAMAGED, EXIT_FATAL, Node
 from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
@@ -109,6 +109,8 @@ def main(arguments: Sequence[str]) -> int:
         status = command.main(list(arguments), prog_name="python -m raftstorage.node", standalone_mode=False)
     except (_UsageError, OptionError) as error:
         return _failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
+    except EngineWriteError as error:
+        return _failed(EXIT_FATAL, error)
     except (WalError, EngineError) as error:
         return _failed(EXIT_DAMAGED, error)
     except PortInUse as error:

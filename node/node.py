@@ -26,7 +26,7 @@ from raftstorage.node.wal import Wal, WalDamaged
 
 log = logging.getLogger(__name__)
 
-#: The process's exit status after a failed write or sync of the log.
+#: The process's exit status after damage in the log or the database, and after a write or sync that failed.
 EXIT_DAMAGED = 3
 EXIT_FATAL = 70
 #: How long a leader that stops waits for another one to take over.

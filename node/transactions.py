@@ -4,6 +4,7 @@ Pure: time is handed in (`now`, seconds of a clock that is never set), proposals
 through the `reply` given with each call (an Event without id, now or later, at most once). What is safe is decided
 where entries are applied, not here. A commit that is refused here must be one that no node can ever apply: this
 node may have been deposed without knowing it, and the client may have sent the commit to the next leader before.
+LEASE_EXPIRED speaks of a Finish alone: a client that has sent Commit since must not take it for that one's answer.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ _MALFORMED = object()
 
 
 class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Answers INVALID_ARGUMENT in place of grpc.aio's UNKNOWN, for calls with a single request.
+    """Answers INVALID_ARGUMENT in place of grpc.aio's UNKNOWN, for unary calls.
 
-    Handlers of streams see a DecodeError themselves.
+    Our handlers of streams see a DecodeError themselves.
     """
 
     async def intercept_service(

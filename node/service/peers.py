@@ -20,6 +20,7 @@ from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.codec import decode, encode, size_of
 from raftstorage.node.service.metrics import NodeMetrics
+from raftstorage.node.service.streams import HELLO_SECONDS, let_finish
 from raftstorage.proto import PROTOCOL_VERSION, raft_pb2_grpc
 from raftstorage.proto import raft_pb2 as pb
 
@@ -31,9 +32,6 @@ QUEUE_MESSAGES = 4096
 QUEUE_BYTES = 64 << 20
 BATCH_MESSAGES = 4096
 BATCH_BYTES = 8 << 20
-HELLO_SECONDS = 5.0
-#: How long a stream that ends waits for the batch that is being sent.
-WRITE_SECONDS = 1.0
 BACKOFF_SECONDS = (0.05, 0.5)
 #: One entry can be a whole transaction, which the options bound below this.
 MAX_MESSAGE_BYTES = 512 << 20
@@ -251,9 +249,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         try:
             done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self._unlink(link)
-            # gRPC refuses to end a stream while a message is being written to it, and a cancelled write still is.
             link.outbox.close()
-            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
+            await let_finish(writer)
         finally:
             self._unlink(link)
             for task in tasks:

@@ -46,12 +46,11 @@ class _Parked:
 class Reads:
     """Used from the loop. Every read gets one reply; an unexpected error is logged and answered INTERNAL.
 
-    `fail` ends the process: what the engine cannot read is damaged.
+    `read` and `applied` raise EngineError: what the engine cannot read is damaged.
     """
 
-    def __init__(self, engine: Engine, fail: Callable[[BaseException], None]) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._fail = fail
         self._order = itertools.count()
         self._heap: list[_Parked] = []
         self._by_deadline: deque[_Parked] = deque()
@@ -98,9 +97,9 @@ class Reads:
     def _serve(self, request: pb.Request, call: str, reply: Reply) -> None:
         try:
             event = self._answer(request, call)
-        except Exception as error:
-            if isinstance(error, EngineError):
-                self._fail(error)
+        except EngineError:
+            raise
+        except Exception:
             log.exception("a read failed", extra={"call": call})
             event = failed(pb.INTERNAL, "the node could not read; its log says why")
         reply(event)

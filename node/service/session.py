@@ -83,7 +83,7 @@ class ClientSession:
         return pb.EventBatch(events=events)
 
     async def write(self, context: grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]) -> None:
-        """Sends what is put, until `close`. Not to be cancelled: see `close`."""
+        """Sends what is put, until `close`. Not to be cancelled while it sends: see `streams.let_finish`."""
         while True:
             await self._filled.wait()
             if self.closed:
@@ -94,10 +94,7 @@ class ClientSession:
                 self._idle.set()
 
     def close(self) -> None:
-        """Takes and sends nothing more. `write` returns when what it is sending is sent.
-
-        gRPC refuses to end a stream while a message is being written to it, and a cancelled write still is.
-        """
+        """Takes and sends nothing more. `write` returns when what it is sending is sent."""
         self.closed = True
         self._filled.set()
 

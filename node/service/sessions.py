@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,6 +21,7 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
+from raftstorage.node.service.streams import HELLO_SECONDS, let_finish
 from raftstorage.node.service.validation import (
     MAX_BATCH,
     SessionLimits,
@@ -45,10 +47,6 @@ CATCH_UP_PAGE = 1000
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
 MAX_BARRIERS = 1024
-#: A stream that has not said Hello by then is ended.
-HELLO_SECONDS = 5.0
-#: How long a session that ends waits for the message that is being sent.
-WRITE_SECONDS = 1.0
 
 
 def _now() -> float:
@@ -77,7 +75,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._metrics = metrics
         self._sessions: dict[ClientSession, None] = {}  # in the order they came
         self._handlers: set[asyncio.Task[None]] = set()
-        self._reads = Reads(driver.engine, driver.fail)
+        self._reads = Reads(driver.engine)
         self._coordinator = Coordinator(
             driver.engine,
             driver.propose,
@@ -150,10 +148,19 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             members=[pb.Member(node_id=member, address=members[member]) for member in sorted(members)],
         )
 
+    @contextmanager
+    def _damage_is_fatal(self) -> Iterator[None]:
+        """Around all that reaches the engine, but for the driver's listeners: the driver sees to those."""
+        try:
+            yield
+        except EngineError as error:
+            self._driver.fail(error)
+
     def _tick(self) -> None:
         self._tick_handle = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
         now = _now()
-        self._coordinator.tick(now)
+        with self._damage_is_fatal():
+            self._coordinator.tick(now)
         self._reads.tick(now)
         while self._unready and self._unready[0][0] <= now:
             _deadline, session, request, call = self._unready.popleft()
@@ -183,7 +190,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             ends: list[asyncio.Future[Any]] = [reader, writer, session.ended]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             session.close()
-            await asyncio.wait({writer}, timeout=WRITE_SECONDS)
+            await let_finish(writer)
         finally:
             greeting.cancel()
             self._forget(session)
@@ -191,8 +198,6 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             writer.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
-            if isinstance(error, EngineError):
-                self._driver.fail(error)
             # A stream that broke is the client's affair (cancelled, or a write that could not be done).
             if isinstance(error, DecodeError):
                 session.end(grpc.StatusCode.INVALID_ARGUMENT, "what the client sent is not a RequestBatch")
@@ -210,21 +215,25 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         for task in session.tasks:
             task.cancel()
         self._unready = deque(item for item in self._unready if item[1] is not session)
-        self._coordinator.session_closed(session, _now())
+        with self._damage_is_fatal():
+            self._coordinator.session_closed(session, _now())
 
     async def _read(self, session: ClientSession, batches: AsyncIterator[pb.RequestBatch]) -> None:
-        greeted = False
+        with self._damage_is_fatal():
+            await self._serve(session, batches)
+
+    async def _serve(self, session: ClientSession, batches: AsyncIterator[pb.RequestBatch]) -> None:
         handled = 0
         async for batch in batches:
             if len(batch.requests) > MAX_BATCH:
                 session.end(grpc.StatusCode.INVALID_ARGUMENT, f"more than {MAX_BATCH} requests in a batch")
                 return
             for request in batch.requests:
-                if greeted:
+                if session.greeted:
                     self._handle(session, request)
                 elif not await self._greet(session, request):
                     return
-                greeted = session.greeted = True
+                session.greeted = True
                 handled += 1
                 if handled % FAIR_SHARE == 0:
                     await asyncio.sleep(0)
@@ -293,9 +302,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 self._barrier(session, answer)
             else:
                 self._write(session, request, call, answer)
-        except Exception as error:
-            if isinstance(error, EngineError):
-                self._driver.fail(error)
+        except EngineError:
+            raise
+        except Exception:
             log.exception("a request failed", extra={"call": call})
             answer(failed(pb.INTERNAL, "the node failed at this request; its log says why"))
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -209,6 +209,16 @@ class Witness:
     async def serves(self, node: Node) -> None:
         """A commit and a load, as any client's."""
         self.probes += 1
+        assert await self._served(node)
+
+    async def serves_in_time(self, leader: Callable[[], Awaitable[Node]]) -> None:
+        """As `serves`, by whoever leads: who loses leadership meanwhile leaves it to the next one, and once."""
+        self.probes += 1
+        while not await self._served(await leader()):
+            pass
+
+    async def _served(self, node: Node) -> bool:
+        """False when the node says that it does not lead any more; the same commit is asked again then."""
         oid, data = (1 << 40 | self.probes).to_bytes(8, "big"), b"probe %d" % self.probes
         body = pb.Transaction(records=[pb.NewRecord(oid=oid, data=data)]).SerializeToString()
         asked = [
@@ -219,7 +229,10 @@ class Witness:
         got, _code, why = await exchange(
             node.address, SESSION, [greeting(), batch], lambda b: len(answers(b)) == 3
         )
-        tid = {each.id: each for each in answers(got)}[2].committed.tid
+        answer = {each.id: each for each in answers(got)}[2]
+        if answer.failure.reason in (pb.LEADERSHIP_LOST, pb.NOT_LEADER):
+            return False
+        tid = answer.committed.tid
         assert tid, (why, answers(got))
         load = pb.Request(id=2, load_before=pb.LoadBefore(oid=oid, before=b"\xff" * 8, at_least=tid))
         batch = pb.RequestBatch(requests=[load]).SerializeToString()
@@ -227,6 +240,7 @@ class Witness:
             node.address, SESSION, [greeting(), batch], lambda b: len(answers(b)) == 2
         )
         assert answers(got)[1].record == pb.Record(data=data, serial=tid), why
+        return True
 
     def replay(self, node: Node) -> list[bytes]:
         """Tids that were committed since the last call."""

@@ -1,0 +1,163 @@
+"""A storage service over a driver that applies at once, and clients that speak to it through gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+from raftstorage.node.engine.memory import MemoryEngine
+from raftstorage.node.identity import NodeIdentity
+from raftstorage.node.raft.types import Entry, EntryKind, NotLeader, Role, RoleChange
+from raftstorage.node.service.metrics import NodeMetrics
+from raftstorage.node.service.sessions import SessionLimits, StorageService
+from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
+from raftstorage.proto import storage_pb2 as pb
+
+CLUSTER = "0" * 32
+ROOT = bytes(8)
+
+
+def oid(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+class ProcessEnded(Exception):
+    """In production nothing comes back from there."""
+
+
+class FakeDriver:
+    def __init__(self) -> None:
+        self.engine = MemoryEngine()
+        self.on_applied: list[Callable[..., None]] = []
+        self.on_role: list[Callable[..., None]] = []
+        self.on_ready: list[Callable[[], None]] = []
+        self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
+        self.held = False
+        self.barrier_error: Exception | None = None
+        self.failed: list[BaseException] = []
+        self.ended = asyncio.Event()
+        self._log: list[bytes] = []
+
+    def fail(self, error: BaseException) -> NoReturn:
+        self.failed.append(error)
+        self.ended.set()
+        raise ProcessEnded
+
+    def propose(self, data: bytes) -> int:
+        if self.role is not Role.LEADER:
+            raise NotLeader("no")
+        self._log.append(data)
+        if not self.held:
+            asyncio.get_running_loop().call_soon(self.apply)
+        return self.engine.applied_index + len(self._log)
+
+    def apply(self) -> None:
+        batch = []
+        for data in self._log:
+            index = self.engine.applied_index + 1
+            batch.append((Entry(self.term, index, EntryKind.COMMAND, data), self.engine.apply(index, data)))
+        self._log.clear()
+        for listener in self.on_applied:
+            listener(batch)
+
+    def become(self, role: Role, leader: int, ready: bool = False) -> None:
+        self.role, self.leader, self.is_ready_leader = role, leader, False
+        self.term += 1
+        for listener in self.on_role:
+            listener(RoleChange(role, self.term, leader))
+        if ready:
+            self.ready()
+
+    def ready(self) -> None:
+        self.is_ready_leader = True
+        for listener in self.on_ready:
+            listener()
+
+    async def read_barrier(self) -> None:
+        if self.barrier_error is not None:
+            raise self.barrier_error
+
+
+class Client:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._next = 0
+        self._events: list[pb.Event] = []
+        self.seen: list[pb.Event] = []
+
+    async def send(self, **call: Any) -> int:
+        self._next += 1
+        await self._call.write(pb.RequestBatch(requests=[pb.Request(id=self._next, **call)]))
+        return self._next
+
+    async def event(self) -> pb.Event:
+        while not self._events:
+            batch = await asyncio.wait_for(self._call.read(), 10)
+            if batch is grpc.aio.EOF:
+                raise EOFError(await self._call.code())
+            self._events += batch.events
+        self.seen.append(self._events.pop(0))
+        return self.seen[-1]
+
+    async def answer(self, number: int) -> pb.Event:
+        while True:
+            event = await self.event()
+            if event.id == number:
+                return event
+
+    async def ask(self, **call: Any) -> pb.Event:
+        return await self.answer(await self.send(**call))
+
+    async def hello(self, **fields: Any) -> pb.Event:
+        given = {"protocol_version": PROTOCOL_VERSION, "client_id": "0" * 32} | fields
+        return await self.ask(hello=pb.Hello(**given))
+
+    async def commit(self, identity: int, *oids: int, base: bytes = ROOT, data: bytes = b"data") -> pb.Event:
+        transaction = pb.Transaction(records=[pb.NewRecord(oid=oid(n), base_serial=base, data=data) for n in oids])
+        body = transaction.SerializeToString()
+        return await self.ask(commit=pb.Commit(transaction_id=bytes([identity]) * 16, transaction=body))
+
+    async def code(self) -> grpc.StatusCode:
+        with pytest.raises((EOFError, grpc.aio.AioRpcError)):
+            while True:
+                await self.event()
+        code: grpc.StatusCode = await self._call.code()
+        return code
+
+
+class World:
+    def __init__(self, limits: SessionLimits) -> None:
+        self.driver = FakeDriver()
+        self.metrics = NodeMetrics()
+        identity = NodeIdentity(CLUSTER, 1, {1: "one:1", 2: "two:2"})
+        self.service = StorageService(self.driver, identity, limits, self.metrics)  # type: ignore[arg-type]
+        self.connect: Callable[[], Client]
+
+
+@asynccontextmanager
+async def world(limits: SessionLimits | None = None) -> AsyncIterator[World]:
+    it = World(limits or SessionLimits())
+    server = grpc.aio.server()
+    storage_pb2_grpc.add_StorageServicer_to_server(it.service, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = storage_pb2_grpc.StorageStub(channel)
+            it.connect = lambda: Client(stub.Session())
+            yield it
+            await it.service.close()
+    finally:
+        await server.stop(0)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def runner() -> None:
+        asyncio.run(asyncio.wait_for(test(), 60))
+
+    runner.__name__ = test.__name__
+    return runner
