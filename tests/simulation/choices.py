@@ -68,7 +68,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Writing:
-    """Read `oids` and `checks` at one snapshot; commit what `change` makes of them while `checks` are as they were."""
+    """Read `oids` and `checks` at one snapshot; commit what `change` makes of them, if `checks` still hold."""
 
     change: Change
     oids: Sequence[bytes]

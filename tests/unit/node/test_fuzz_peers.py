@@ -235,10 +235,10 @@ class Fuzzed:
         """Both have what was committed, and nothing else."""
 
         async def serve() -> None:
-            leader = await self._leader()
-            await self.witnesses[0].serves(leader)
+            await self.witnesses[0].serves_in_time(self._leader)
+            committed = max(node.driver.commit_index for node in self.nodes)
             for node in self.nodes:
-                await node.driver.wait_applied(leader.driver.commit_index)
+                await node.driver.wait_applied(committed)
 
         before = self.witnesses[0].probes
         self.run(serve())
