@@ -43,12 +43,11 @@ def main(
     if mutants:
         raise typer.Exit(not _all_mutants(numbers, jobs))
     with BY_NAME[mutant]() if mutant else nullcontext():
-        failed = (
-            [seed for seed in numbers if _traced(seed, only)]
-            if trace
-            else _run(numbers, jobs, stop_after, mutant, only)
-        )
-    raise typer.Exit(bool(failed))
+        if trace:
+            held = not [seed for seed in numbers if _traced(seed, only)]
+        else:
+            held = _run(numbers, jobs, stop_after, mutant, only)
+    raise typer.Exit(not held)
 
 
 def _all_mutants(numbers: range, jobs: int) -> bool:
@@ -72,7 +71,7 @@ def _traced(seed: int, only: Sequence[str]) -> bool:
     return bool(result.failure)
 
 
-def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence[str]) -> list[int]:
+def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence[str]) -> bool:
     failed: dict[int, Result] = {}
     totals: Counter[str] = Counter()
     struck: Counter[str] = Counter()
@@ -106,7 +105,7 @@ def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence
         + (f" (never {', '.join(never)})" if never else ""),
         highlight=False,
     )
-    return list(failed)
+    return done == len(numbers) and not failed
 
 
 if __name__ == "__main__":

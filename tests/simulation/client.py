@@ -237,7 +237,7 @@ class SimClient:
                 if event.vote.conflicts:
                     raise Refused(event.vote.conflicts[0])
                 if self.rng.random() < 0.05:
-                    await asyncio.sleep(self.rng.choice((0.1, 3.0)))  # the lease is two seconds
+                    await asyncio.sleep(self.rng.choice((0.1, 3.0)))  # the lease is one second
             self.feed.hold(list(writes))
             try:
                 event, _ = await self.flow(self.replicas.commit(identity, body, voted_at, self.patience))

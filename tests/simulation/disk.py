@@ -42,8 +42,7 @@ class SimFiles:
         self.full = False
         self.fail_writes = 0  # so many of the next writes fail
         self.fail_syncs = 0
-        self.salts = 0
-        self._written: tuple[_File, int] | None = None
+        self._written: tuple[_File, int] | None = None  # where the newest records begin; zeros are none
         self._synced: tuple[_File, int] | None = None
 
     # ---- Files -----------------------------------------------------------------------------------------
@@ -115,7 +114,6 @@ class SimFiles:
         del self._open[descriptor]
 
     def salt(self, length: int) -> bytes:
-        self.salts += 1
         return self._rng.randbytes(length)
 
     # ---- faults ----------------------------------------------------------------------------------------
@@ -168,7 +166,8 @@ class SimFiles:
         return copy
 
     def _put(self, file: _File, data: bytes, offset: int) -> None:
-        self._written = (file, offset)
+        if any(data):
+            self._written = (file, offset)
         file.content[offset : offset + len(data)] = data
         file.pending.append((offset, data))
 

@@ -1,6 +1,6 @@
 """What a run suffers: an explicit list, drawn from the seed before the run begins, so that it can be shrunk.
 
-A fault knows its own end. Nothing here looks at how the cluster does, but for the two kinds that strike whoever
+A fault knows its own end. Nothing here looks at how the cluster does, but for the faults that strike whoever
 leads at that moment.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from raftstorage.node.raft.types import Role
 
 from tests.simulation.network import Network
-from tests.simulation.node import SimNode
+from tests.simulation.node import Crash, SimNode
 from tests.simulation.world import SimLoop, World
 
 #: Places in a node where a crash may strike; each is passed by production code or by the disk below it.
@@ -219,9 +219,8 @@ class Breaker:
                     self._start_later(node, fault.seconds * self._rng.uniform(0.5, 1.5))
             case "kill at a point" | "cut the power of at a point":
                 for node in nodes:
-                    node.crash_at, node.crash_after = fault.detail, int(fault.number)
-                    node.power_cut = not fault.kind.startswith("kill")
-                    node.down_seconds = fault.seconds
+                    power = not fault.kind.startswith("kill")
+                    node.crash = Crash(fault.detail, int(fault.number), power, fault.seconds)
             case "pause":
                 for node in nodes:
                     self._pause(node, fault.seconds)
@@ -261,7 +260,7 @@ class Breaker:
             loop.paused = False
         for node in self._nodes.values():
             node.recover_disk()
-            node.crash_at = ""
+            node.crash = None
             self._start_later(node, self._rng.uniform(0.0, 0.5))
 
     # ---- kinds ---------------------------------------------------------------------------------------
@@ -277,10 +276,9 @@ class Breaker:
     def _start_later(self, node: SimNode, seconds: float) -> None:
         self._world.after(seconds, node.start)
 
-    def _restart_soon(self, node: SimNode) -> None:
+    def _restart_soon(self, node: SimNode, seconds: float | None) -> None:
         """What an operator's supervisor does with a process that ended by itself."""
-        seconds, node.down_seconds = node.down_seconds or self._rng.uniform(0.1, 1.0), 0.0
-        self._start_later(node, seconds)
+        self._start_later(node, self._rng.uniform(0.1, 1.0) if seconds is None else seconds)
 
     def _pause(self, node: SimNode, seconds: float) -> None:
         loop = node.loop

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
@@ -168,6 +169,16 @@ class SimWriter:
             await self._idle.wait()
 
 
+@dataclass
+class Crash:
+    """Strikes when the node passes `point` once more than `passes` times; it is down for `seconds` then."""
+
+    point: str
+    passes: int
+    power: bool  # the machine goes, not the process alone
+    seconds: float
+
+
 class SimNode:
     """`start` begins a life of the process; `kill` ends it. `watcher` hears what the node does."""
 
@@ -185,12 +196,11 @@ class SimNode:
         self.damaged = False  # its disk changed what it held
         self.clock_offset = 0.0
         self.disk_seconds = DISK_SECONDS
-        self.crash_at = ""
-        self.crash_after = 0
-        self.power_cut = False  # what the crash at a point is
-        self.down_seconds = 0.0  # and how long it is down then
+        self.crash: Crash | None = None  # that is yet to strike in this life
         self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
-        self.ended_itself: Callable[[SimNode], None] = lambda node: None
+        #: Called with the seconds to be down, None: as soon as somebody starts it again.
+        self.ended_itself: Callable[[SimNode, float | None], None] = lambda node, seconds: None
+        self._struck: Crash | None = None
         self._network = network
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
@@ -223,7 +233,7 @@ class SimNode:
             self._watcher.refused(self)
         except OSError as error:
             self.kill(why=f"cannot start: {error}")
-            self.ended_itself(self)
+            self.ended_itself(self, None)
 
     def _open(self) -> None:
         assert self.loop is not None
@@ -267,7 +277,7 @@ class SimNode:
         loop, self.loop = self.loop, None
         self.world.drop(loop)
         self.world.say(f"{self.name} {'loses power' if power else why}")
-        self.crash_at = ""
+        self.crash = None
         if power:
             self.files.lose_power()
         else:
@@ -277,9 +287,9 @@ class SimNode:
         self._watcher.died(self)
 
     def _ended(self, status: int) -> None:
-        power, self.power_cut = self.power_cut, False
-        self.kill(power=power, why=f"exits with status {status}")
-        self.ended_itself(self)
+        struck, self._struck = self._struck, None
+        self.kill(power=struck is not None and struck.power, why=f"exits with status {status}")
+        self.ended_itself(self, struck.seconds if struck is not None else None)
 
     def _fatal(self, error: BaseException) -> NoReturn:
         if not isinstance(error, OSError):
@@ -289,11 +299,11 @@ class SimNode:
 
     def point(self, name: str) -> None:
         """A place where a crash may strike."""
-        self._watcher.passed(name)
-        if name == self.crash_at:
-            self.crash_after -= 1
-            if self.crash_after < 0:
-                self.crash_at = ""
+        crash = self.crash
+        if crash is not None and crash.point == name:
+            crash.passes -= 1
+            if crash.passes < 0:
+                self.crash, self._struck = None, crash
                 self._watcher.struck[name] += 1
                 raise Exit(KILLED)
 

@@ -68,7 +68,6 @@ class Result:
     refused: int
     unknown: int
     reads: int
-    points: Counter[str]
     struck: Counter[str]
 
     def totals(self) -> dict[str, int]:
@@ -125,7 +124,6 @@ class Simulation:
             outcomes["refused"],
             outcomes["unknown"],
             len(self.history.reads()),
-            self.watcher.points,
             self.watcher.struck,
         )
 

@@ -8,19 +8,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import typer
 
+from tests.simulation.__main__ import main
 from tests.simulation.campaign import Campaign
 from tests.simulation.faults import CRASH_POINTS
 from tests.simulation.mutants import BY_NAME, FOCUS, SEEDS
 from tests.simulation.shrink import kind, shrink, tell
-from tests.simulation.simulation import Plan, Simulation
+from tests.simulation.simulation import Plan, Result, Simulation
 
 HELD = 1000
 ROOT = Path(__file__).parents[2]
 HASHES = """
-from tests.simulation.simulation import Plan, Simulation
+from tests.simulation.simulation import Plan, Result, Simulation
 for seed in range({start}, {stop}):
     print(Simulation(Plan.draw(seed)).run().digest)
 """
@@ -107,3 +110,13 @@ def test_the_command_says_by_its_status_whether_all_seeds_held() -> None:
     command += ["--mutant", "never_syncs", "--stop-after", "1"]
     broke = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert (broke.returncode, "shrunk" in broke.stdout) == (1, True), broke.stdout + broke.stderr
+
+
+def test_a_campaign_that_is_interrupted_has_not_held() -> None:
+    def interrupted(*_: object) -> Iterator[tuple[int, Result]]:
+        yield 0, Simulation(Plan.draw(0)).run()
+        raise KeyboardInterrupt
+
+    with mock.patch.object(Campaign, "run", interrupted), pytest.raises(typer.Exit) as end:
+        main(seeds=2, start=0, jobs=1)
+    assert end.value.exit_code == 1

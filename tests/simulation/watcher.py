@@ -29,7 +29,6 @@ class Watcher:
         self.committed: list[Entry] = []  # as first applied anywhere
         self.committed_in: list[int] = []  # the highest term known when it was
         self.digests: dict[int, bytes] = {}  # applied index -> digest
-        self.points: Counter[str] = Counter()
         self.struck: Counter[str] = Counter()
         self._term = 0
         self._votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
@@ -38,9 +37,6 @@ class Watcher:
         self._tids: dict[int, bytes] = {}
 
     # ---- what nodes tell -------------------------------------------------------------------------------
-
-    def passed(self, point: str) -> None:
-        self.points[point] += 1
 
     def began(self, node: SimNode) -> None:
         self._commit[node.id] = 0
