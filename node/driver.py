@@ -15,19 +15,23 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from raftstorage.node.engine.api import Applied, Engine
+from raftstorage.node.engine.kv import KeyValueStore
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
 from raftstorage.node.ports import DriverStatus, Observer, PeerState, Transport
 from raftstorage.node.raft.core import RaftCore
+from raftstorage.node.raft.membership import Change, Membership
 from raftstorage.node.raft.types import (
     Config,
     Entry,
     EntryKind,
+    FetchSnapshot,
     Message,
     NotLeader,
     Output,
     Persist,
     Role,
     RoleChange,
+    SnapshotBase,
 )
 from raftstorage.node.waiting import LeadershipLost, ReadWaiters, resolve
 
@@ -42,8 +46,11 @@ RoleListener = Callable[[RoleChange], None]
 class Driver:
     """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
 
-    `tick_seconds`: length of a tick. `fatal`: ends the process; it may be called in the writer thread. `rng`: for
-    election timeouts and the numbers of reads. `writer`: makes what writes to the log; a simulator has its own.
+    `membership`: as of what `engine` has applied; None: the voters and learners of `config`. `tick_seconds`: length
+    of a tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of
+    a snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
+    is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log; a
+    simulator has its own.
     """
 
     def __init__(
@@ -53,6 +60,8 @@ class Driver:
         engine: Engine,
         transport: Transport,
         *,
+        membership: Membership | None = None,
+        place: Callable[[SnapshotBase], None] | None = None,
         tick_seconds: float = 0.05,
         fatal: Fatal,
         rng: random.Random | None = None,
@@ -66,6 +75,12 @@ class Driver:
         self.on_role: list[RoleListener] = []
         #: Called when this node leads and has applied its own no-op.
         self.on_ready: list[Callable[[], None]] = []
+        #: Called when the effective membership has changed, committed or not.
+        self.on_membership: list[Callable[[Membership], None]] = []
+        #: Called, maybe again and again, while this node needs a snapshot of the leader.
+        self.on_fetch: list[Callable[[FetchSnapshot], None]] = []
+        #: Called when a snapshot has replaced what the engine holds.
+        self.on_installed: list[Callable[[], None]] = []
         self._wal = wal
         self._transport = transport
         self._tick_seconds = tick_seconds
@@ -73,7 +88,9 @@ class Driver:
         self._observer = observer
         self._make_writer = writer
         rng = rng or random.Random()
-        self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng)
+        self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
+        self._place = place or _cannot_place
+        self._installing: tuple[KeyValueStore, asyncio.Future[KeyValueStore]] | None = None
         self._ready_term = 0
         self._pump_scheduled = False
         self._pumping = False
@@ -90,7 +107,9 @@ class Driver:
         """Starts the writer thread, the transport and the ticks."""
         self._loop = asyncio.get_running_loop()
         synced = self._observer.synced if self._observer is not None else None
-        self._writer = self._make_writer(self._wal, self._loop, self._durable, self._fatal, synced)
+        self._writer = self._make_writer(
+            self._wal, self._loop, self._durable, self._fatal, self._place, synced
+        )
         self._writer.start()
         await self._transport.start()
         self._running = True
@@ -135,6 +154,16 @@ class Driver:
         return self._core.leader
 
     @property
+    def membership(self) -> Membership:
+        """The newest in the log, which is the one that counts."""
+        return self._core.membership
+
+    @property
+    def membership_index(self) -> int:
+        """Index of the entry that says so; 0: as the cluster was founded, or a snapshot has it."""
+        return self._core.membership_index
+
+    @property
     def last_index(self) -> int:
         return self._core.last_index
 
@@ -159,7 +188,7 @@ class Driver:
         core = self._core
         progress = core.progress() if core.role is Role.LEADER else {}
         peers = []
-        for node in sorted((self.config.voters | self.config.learners) - {self.node_id}):
+        for node in sorted(core.membership.ids - {self.node_id}):
             known = progress.get(node)
             peers.append(PeerState(node) if known is None else PeerState(node, known.match, str(known.state)))
         return DriverStatus(
@@ -168,11 +197,14 @@ class Driver:
             core.term,
             core.leader,
             self.is_ready_leader,
+            self._wal.first_index(),
             core.last_index,
             core.commit_index,
             self.engine.applied_index,
             self._wal.bytes_on_disk(),
             tuple(peers),
+            core.membership,
+            core.membership_index,
         )
 
     # ---- input ---------------------------------------------------------------------------------------
@@ -194,6 +226,36 @@ class Driver:
             self._observer.proposed()
         self._schedule()
         return index
+
+    def propose_membership(self, change: Change) -> int:
+        """Appends a change of the membership on the leader; its log index. NotLeader; MembershipError: refused.
+
+        It takes effect at once; it holds for good when that entry is committed and, if it was a change of voters,
+        when `membership` is not joint any more.
+        """
+        if not self._running:
+            raise NotLeader("the node is stopping")
+        index = self._core.propose_membership(change)
+        self._schedule()
+        return index
+
+    async def install(self, store: KeyValueStore, base: SnapshotBase) -> KeyValueStore | None:
+        """Takes the state of a snapshot, which `store` holds; returns the old one, which the caller closes.
+
+        None, and nothing is changed: it is not newer than what is committed here, or the node is stopping.
+        """
+        if not self._running or self._installing is not None:
+            return None
+        if not self._core.install_snapshot(base.index, base.term, base.membership):
+            return None
+        done: asyncio.Future[KeyValueStore] = self._loop.create_future()
+        self._installing = store, done
+        self._pump()
+        return await done
+
+    def in_writer(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        """Calls `job` where the log is written, behind all that is queued; what it raises ends the process."""
+        return self._writer.run(job)
 
     def receive(self, messages: Sequence[Message]) -> None:
         """Takes messages from the transport."""
@@ -258,9 +320,10 @@ class Driver:
             raise NotLeader(f"node {self.node_id} does not lead")
         if to_node == self.node_id:
             return to_node
-        if to_node and to_node not in self.config.voters:
+        voters = self.membership.voters
+        if to_node and to_node not in voters:
             raise LookupError(f"node {to_node} is no voter of this cluster")
-        if not self.config.voters - {self.node_id}:
+        if not voters - {self.node_id}:
             raise LookupError("there is no other voter")
         if timeout is None:
             timeout = 2 * self.config.election_ticks * self._tick_seconds
@@ -327,6 +390,12 @@ class Driver:
             self._apply(output.apply)
         if output.role is not None:
             self._role(output.role)
+        if output.membership is not None:
+            for listener in self.on_membership:
+                listener(output.membership)
+        if output.fetch is not None:
+            for wanted in self.on_fetch:
+                wanted(output.fetch)
         self._reads.confirmed(output.reads, self.applied_index)
         self._reads.lost(output.reads_lost)
         if output.apply:
@@ -334,6 +403,8 @@ class Driver:
 
     def _durable(self, batch: list[Persist]) -> None:
         try:
+            if any(persist.snapshot is not None for persist in batch):
+                self._installed()
             self._core.persisted(batch[-1].ticket)
         except Exception as error:
             self._fatal(error)
@@ -343,12 +414,23 @@ class Driver:
         if self._running:
             self._pump()
 
+    def _installed(self) -> None:
+        """The log begins behind the snapshot: what is read and applied from here on is its state."""
+        assert self._installing is not None
+        (store, done), self._installing = self._installing, None
+        old = self.engine.adopt(store)
+        log.info("installed a snapshot", extra={"applied_index": self.applied_index})
+        for listener in self.on_installed:
+            listener()
+        self._reads.applied(self.applied_index)
+        if not done.done():
+            done.set_result(old)
+
     def _apply(self, entries: Sequence[Entry]) -> None:
         begin = time.perf_counter()
         engine = self.engine
         applied = [
-            (entry, engine.apply(entry.index, entry.data if entry.kind is EntryKind.COMMAND else b""))
-            for entry in entries
+            (entry, engine.apply(entry)) for entry in entries
         ]
         for listener in self.on_applied:
             listener(applied)
@@ -379,3 +461,7 @@ class Driver:
     def _wake_role_waiters(self) -> None:
         for future in self._role_waiters:
             resolve(future)
+
+
+def _cannot_place(base: SnapshotBase) -> None:
+    raise RuntimeError(f"a driver without `place` was given the snapshot at entry {base.index}")

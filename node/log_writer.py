@@ -8,9 +8,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
 
-from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist
+from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist, SnapshotBase
+from raftstorage.node.waiting import resolve
 
 #: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
 GROUP_BYTES = 16 << 20
@@ -32,6 +34,9 @@ class Writer(Protocol):
 
     def start(self) -> None: ...
     def put(self, persist: Persist) -> None: ...
+    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        """Calls `job` where writes are made, behind all that is queued; resolves when it is done."""
+
     async def stop(self) -> None:
         """Returns when everything queued is durable."""
 
@@ -43,17 +48,27 @@ WriterFactory = Callable[
         asyncio.AbstractEventLoop,
         Callable[[list[Persist]], None],
         Fatal,
+        Callable[[SnapshotBase], None],
         Callable[[float, int], None] | None,
     ],
     Writer,
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something else that the thread is to do, in its place in the queue."""
+
+    do: Callable[[], None]
+    done: asyncio.Future[None]
+
+
 class LogWriter:
     """The thread that writes. All writes that queued up while it was busy share one sync (group commit).
 
     `done(persists)` is called on `loop` after each sync, in order. `fatal` is called in the thread with whatever a
-    write raised. `synced(seconds, writes)`: for metrics, in the thread.
+    write raised. `install(base)` replaces the log by a snapshot's base, durably, in the thread. `synced(seconds,
+    writes)`: for metrics, in the thread.
     """
 
     def __init__(
@@ -62,14 +77,16 @@ class LogWriter:
         loop: asyncio.AbstractEventLoop,
         done: Callable[[list[Persist]], None],
         fatal: Fatal,
+        install: Callable[[SnapshotBase], None],
         synced: Callable[[float, int], None] | None = None,
     ) -> None:
         self._wal = wal
         self._loop = loop
         self._done = done
         self._fatal = fatal
+        self._install = install
         self._synced = synced
-        self._queue: queue.SimpleQueue[Persist | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Persist | _Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raftstorage-log", daemon=True)
 
     def start(self) -> None:
@@ -78,40 +95,60 @@ class LogWriter:
     def put(self, persist: Persist) -> None:
         self._queue.put(persist)
 
+    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        """See Writer. What it raises ends the process, as a write's failure does."""
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put(_Job(job, done))
+        return done
+
     async def stop(self) -> None:
         """Returns when everything queued is durable and the thread is gone."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _take(self) -> tuple[list[Persist], bool]:
-        """All that waits, up to GROUP_BYTES and at least one; True when the end was among it."""
+    def _take(self) -> tuple[list[Persist], _Job | Persist | None, bool]:
+        """All writes that wait, up to GROUP_BYTES, and what comes alone behind them; True: it was the end."""
         batch: list[Persist] = []
         size = 0
-        try:
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                size += sum(len(entry.data) for entry in item.entries)
-                if size >= GROUP_BYTES:
-                    return batch, False
+        item = self._queue.get()
+        while item is not None:
+            if isinstance(item, _Job) or item.snapshot is not None:
+                return batch, item, False
+            batch.append(item)
+            size += sum(len(entry.data) for entry in item.entries)
+            if size >= GROUP_BYTES:
+                return batch, None, False
+            try:
                 item = self._queue.get_nowait()
-        except queue.Empty:
-            return batch, False
-        return batch, True
+            except queue.Empty:
+                return batch, None, False
+        return batch, None, True
 
     def _run(self) -> None:
         last = False
         while not last:
-            batch, last = self._take()
-            if not batch:
-                continue
+            batch, alone, last = self._take()
             try:
-                begin = time.perf_counter()
-                self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
-                if self._synced is not None:
-                    self._synced(time.perf_counter() - begin, len(batch))
+                if batch:
+                    self._write(batch)
+                if isinstance(alone, Persist):
+                    if alone.snapshot is not None:
+                        self._install(alone.snapshot)
+                    self._write([alone])
+                elif alone is not None:
+                    alone.do()
+                    self._tell(resolve, alone.done)
             except BaseException as error:  # whatever it is, what the disk holds is not known any more
                 self._fatal(error)
-            # A closed loop means that nobody is left to be told.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._done, batch)
+
+    def _write(self, batch: list[Persist]) -> None:
+        begin = time.perf_counter()
+        self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+        if self._synced is not None:
+            self._synced(time.perf_counter() - begin, len(batch))
+        self._tell(self._done, batch)
+
+    def _tell(self, function: Callable[[Any], object], argument: object) -> None:
+        # A closed loop means that nobody is left to be told.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, argument)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from raftstorage.node.identity import NodeIdentity, default_cluster_id, is_cluster_id
@@ -21,16 +21,22 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """What `raftstorage.node.Node` runs with. Bytes and milliseconds as named.
+    """What `raftstorage.node.Node` runs with. Bytes, seconds and milliseconds as named.
 
-    `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: this node's address in `members`.
+    `members`: those that the cluster is founded with; a directory that has been a node's before remembers.
+    `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
+    `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote.
+    `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
+    `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
+    `log_keep_bytes`, `log_keep_seconds`: how much of the log, and how old, is kept for members that were away.
+    `snapshot_bytes_per_second`: how fast a snapshot is sent at most.
     """
 
     node_id: int
     directory: Path
-    members: Mapping[int, str]
+    members: Mapping[int, str] = field(default_factory=dict)
     listen: str = ""
     cluster_id: str = ""
     metrics: str = ""
@@ -41,13 +47,24 @@ class NodeOptions:
     lease_ms: int = 30_000
     log_format: str = "text"
     log_level: str = "info"
+    join: Sequence[str] = ()
+    learner: bool = False
+    advertise: str = ""
+    log_keep_bytes: int = 256 * MIB
+    log_keep_seconds: int = 86_400
+    snapshot_bytes_per_second: int = 64 * MIB
 
     def __post_init__(self) -> None:
-        _bounds("--id", self.node_id, 1, (1 << 63) - 1)
-        if not self.members:
-            raise OptionError("no --member given; every node needs the list of all members, itself included")
-        if self.node_id not in self.members:
+        _bounds("--id", self.node_id, 0, (1 << 63) - 1)
+        if self.members and self.node_id not in self.members:
             raise OptionError(f"node {self.node_id} is not among the members {sorted(self.members)}")
+        if self.members and self.join:
+            raise OptionError("--member founds a cluster, --join enters one: give one of them")
+        if self.learner and not self.join:
+            raise OptionError("--learner is for --join")
+        for address in self.join:
+            if split_address(address)[1] == 0:
+                raise OptionError(f"--join {address}: port 0 cannot be dialled")
         addresses: set[str] = set()
         for node, address in self.members.items():
             _bounds("--member's id", node, 1, (1 << 63) - 1)
@@ -58,6 +75,10 @@ class NodeOptions:
             addresses.add(address)
         if self.listen:
             split_address(self.listen)
+        if self.advertise and split_address(self.advertise)[1] == 0:
+            raise OptionError(f"--advertise {self.advertise}: port 0 cannot be dialled")
+        if not (self.members or self.listen or self.advertise):
+            raise OptionError("no --member and no --listen given: there is no address to serve on")
         if self.metrics:
             split_address(self.metrics)
         if self.cluster_id and not is_cluster_id(self.cluster_id):
@@ -67,6 +88,9 @@ class NodeOptions:
         _bounds("--max-record-bytes", self.max_record_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--max-transaction-bytes", self.max_transaction_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--lease-ms", self.lease_ms, 1, 86_400_000)
+        _bounds("--log-keep-bytes", self.log_keep_bytes, 0, 1 << 62)
+        _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)
+        _bounds("--snapshot-bytes-per-second", self.snapshot_bytes_per_second, 1 << 16, 1 << 40)
         if self.log_format not in LOG_FORMATS:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:
@@ -74,11 +98,18 @@ class NodeOptions:
 
     @property
     def listen_address(self) -> str:
-        return self.listen or self.members[self.node_id]
+        return self.listen or self.advertised
+
+    @property
+    def advertised(self) -> str:
+        """host:port that others dial; its port is 0 when `listen` takes a free one."""
+        return self.advertise or self.members.get(self.node_id, "") or self.listen
 
     def identity(self) -> NodeIdentity:
+        """What these settings say of the node; empty fields are for its directory to know."""
         members = dict(sorted(self.members.items()))
-        return NodeIdentity(self.cluster_id or default_cluster_id(members), self.node_id, members)
+        derived = default_cluster_id(members) if members else ""
+        return NodeIdentity(self.cluster_id or derived, self.node_id, members)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Message, Role
 
 
@@ -42,8 +43,11 @@ class DriverStatus:
     term: int
     leader: int
     ready: bool
+    first_index: int
     last_index: int
     commit_index: int
     applied_index: int
     log_bytes: int
     peers: tuple[PeerState, ...]
+    membership: Membership
+    membership_index: int

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import threading
-from collections.abc import Callable
-from functools import wraps
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated
 
 import typer
 from raftstorage.ops import status as status_module
-from raftstorage.ops.errors import CommandError
-from raftstorage.ops.local import ClusterError, LocalCluster
+from raftstorage.ops.console import guard, print_json
+from raftstorage.ops.diagnosis import diagnose, show_findings
+from raftstorage.ops.local import LocalCluster
+from raftstorage.ops.member_cli import member_app, transfer_leader
 from rich.console import Console
 
 app = typer.Typer(
@@ -27,52 +26,14 @@ app = typer.Typer(
 drill_app = typer.Typer(help="Break a cluster on purpose, and see what its clients see.", no_args_is_help=True)
 app.add_typer(drill_app, name="drill")
 
-P = ParamSpec("P")
+app.add_typer(member_app, name="member")
+app.command("transfer-leader")(transfer_leader)
+
 _DEFAULT = status_module.DEFAULT_ADDRESSES
 
 
-def _errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Ends the process with one line on standard error and an exit code, for errors that a user can meet."""
-
-    @wraps(command)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except CommandError as error:
-            _fail(str(error), error.exit_code)
-        except (ClusterError, OSError) as error:
-            _fail(str(error), 1)
-        except ValueError as error:
-            _fail(str(error), 2)
-        except Exception as error:
-            if not _is_storage_error(error):
-                raise
-            _fail(f"{type(error).__name__}: {error}", 1)
-
-    return guarded
-
-
-def _fail(message: str, exit_code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(
-        f"raftstorage: {message}", style="red", markup=False, highlight=False
-    )
-    raise typer.Exit(exit_code)
-
-
-def _is_storage_error(error: Exception) -> bool:
-    """Whether it comes from the storage (no connection, refused) rather than from a mistake of ours."""
-    try:
-        from transaction.interfaces import TransientError
-        from ZODB.POSException import POSError
-    except ImportError:
-        return False
-    return isinstance(error, TransientError | POSError)
-
-
 @app.command()
-@_errors
+@guard
 def up(
     directory: Annotated[Path, typer.Option("--dir", help="Where the nodes keep their data; made if missing.")],
     nodes: Annotated[int, typer.Option(min=1, max=99, help="How many nodes.")] = 3,
@@ -129,25 +90,28 @@ def _follow(cluster: LocalCluster, console: Console, stop: threading.Event) -> N
 
 
 @app.command()
-@_errors
+@guard
 def status(
     addresses: Annotated[str, typer.Option(help="The nodes, host:port,host:port,...")] = _DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a node.")] = 2.0,
 ) -> None:
-    """Show every node's state. Exit code 1 when there is no leader with a majority behind it."""
+    """Show every node's state, what is wrong and what to do. Exit code 1 without a leader and its majority."""
     with status_module.StatusClient(status_module.split_addresses(addresses)) as client:
         statuses = client.ask(timeout)
     if as_json:
-        _print_json(status_module.as_json(statuses))
+        findings = [asdict(finding) for finding in diagnose(statuses)]
+        print_json(status_module.as_json(statuses) | {"findings": findings})
     else:
-        status_module.show(statuses, Console())
+        console = Console()
+        status_module.show(statuses, console)
+        show_findings(statuses, console)
     if not status_module.has_quorum(statuses):
         raise typer.Exit(1)
 
 
 @app.command("import")
-@_errors
+@guard
 def import_(
     file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="A FileStorage file.")],
     to: Annotated[str, typer.Option("--to", help="The nodes, host:port,host:port,...")] = _DEFAULT,
@@ -162,7 +126,7 @@ def import_(
 
 
 @app.command("export")
-@_errors
+@guard
 def export(
     file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="The file to make.")],
     from_: Annotated[str, typer.Option("--from", help="The nodes, host:port,host:port,...")] = _DEFAULT,
@@ -177,7 +141,7 @@ def export(
 
 
 @drill_app.command("kill-leader")
-@_errors
+@guard
 def drill_kill_leader(
     kills: Annotated[int, typer.Option(min=1, help="How many times.")] = 5,
     writers: Annotated[int, typer.Option(min=1, help="Writer processes.")] = 4,
@@ -193,7 +157,7 @@ def drill_kill_leader(
         kills=kills, writers=writers, nodes=nodes, seconds_between=seconds_between, say=progress.print
     )
     if as_json:
-        _print_json(report.as_json())
+        print_json(report.as_json())
     else:
         drill.show(report, Console())
     if not report.ok:
@@ -201,7 +165,7 @@ def drill_kill_leader(
 
 
 @app.command()
-@_errors
+@guard
 def demo() -> None:
     """Start a cluster, run a ZODB application on it, kill its leader: is everything still there?"""
     from raftstorage.ops import demo as demo_module
@@ -210,7 +174,7 @@ def demo() -> None:
 
 
 @app.command()
-@_errors
+@guard
 def bench(
     seconds: Annotated[float, typer.Option(min=0.2, help="Length of one measurement.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; both systems take turns in each.")] = 3,
@@ -227,14 +191,9 @@ def bench(
     if markdown is not None:
         bench_module.write_markdown(result, markdown)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
     else:
         bench_module.show(result, Console())
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import overload
@@ -35,15 +35,21 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Member:
+    """`node_id` 0: the cluster has not given it one yet. `founder`: was there from the beginning."""
+
     node_id: int
     port: int
     metrics_port: int
+    founder: bool = True
+    learner: bool = False
+    gone: bool = False  # removed from the cluster; its place in the list stays, so that indexes do
 
 
 class LocalCluster:
     """`nodes` node processes on free loopback ports: `with LocalCluster() as cluster: ...`.
 
-    A node is named by its index, 0 to nodes - 1; its node id is the index plus 1. With `directory`, a cluster that
+    A node is named by its index, 0 to nodes - 1; its node id is the index plus 1. `grow` adds nodes behind them,
+    which get their ids from the cluster. With `directory`, a cluster that
     was there before is started again on its old ports; without it, a temporary one is used and removed at the end.
     `base_port` gives a new cluster consecutive ports instead of free ones. `options` and further keywords go to
     every node: `lease_ms=500` becomes `--lease-ms 500`. The processes end with this one, however it ends.
@@ -82,8 +88,13 @@ class LocalCluster:
 
     @property
     def addresses(self) -> str:
-        """All nodes' addresses, as ClientStorage takes them: `host:port,host:port,...`."""
-        return ",".join(self.address(i) for i in range(len(self)))
+        """All members' addresses, as ClientStorage takes them: `host:port,host:port,...`."""
+        return ",".join(self.address(i) for i in self.members)
+
+    @property
+    def members(self) -> list[int]:
+        """Indexes of all nodes but those that were removed."""
+        return [i for i, member in enumerate(self._members) if not member.gone]
 
     @property
     def cluster_id(self) -> str:
@@ -112,26 +123,25 @@ class LocalCluster:
         return self._members[i].node_id
 
     def node_directory(self, i: int) -> Path:
-        return self.directory / f"node-{self.node_id(i)}"
+        return self.directory / f"node-{i + 1}"
 
     def log_path(self, i: int) -> Path:
         """The file with the node's standard error; every start appends."""
-        return self.directory / f"node-{self.node_id(i)}.log"
+        return self.directory / f"node-{i + 1}.log"
 
     def command(self, i: int) -> list[str]:
         """The arguments that node i is started with, without the interpreter."""
         member = self._members[i]
-        arguments = [
-            "--id",
-            str(member.node_id),
-            "--dir",
-            str(self.node_directory(i)),
-            "--listen",
-            self.address(i),
-        ]
-        for other in range(len(self)):
-            arguments += ["--member", f"{self.node_id(other)}={self.address(other)}"]
-        arguments += ["--cluster-id", self._cluster_id, "--metrics", self.metrics_address(i)]
+        arguments = ["--dir", str(self.node_directory(i)), "--listen", self.address(i)]
+        if member.founder:
+            arguments += ["--id", str(member.node_id), "--cluster-id", self._cluster_id]
+            for other, each in enumerate(self._members):
+                if each.founder:
+                    arguments += ["--member", f"{each.node_id}={self.address(other)}"]
+        else:
+            arguments += [part for other in self.members if other != i for part in ("--join", self.address(other))]
+            arguments += ["--learner"] if member.learner else []
+        arguments += ["--metrics", self.metrics_address(i)]
         for name, value in self._options.items():
             arguments += ["--" + name.replace("_", "-"), str(value)]
         return ["-m", "raftstorage.ops.child", "raftstorage.node", *arguments]
@@ -154,7 +164,7 @@ class LocalCluster:
 
     def start_all(self, on_ready: Callable[[int], None] | None = None) -> None:
         """Starts every node that does not run; calls `on_ready(i)` as each one serves."""
-        started = [i for i in range(len(self)) if not self.is_running(i)]
+        started = [i for i in self.members if not self.is_running(i)]
         for i in started:
             self._spawn(i)
         for i in started:
@@ -190,6 +200,27 @@ class LocalCluster:
             raise ClusterError(f"node {self.node_id(i)} is running already")
         self._spawn(i)
         self._await_ready(i)
+
+    def grow(self, *, learner: bool = False) -> int:
+        """Starts another node, which joins; its index, once it serves. Unless `learner`, it asks for a vote."""
+        port, metrics_port = free_ports(2)
+        self._members.append(_Member(0, port, metrics_port, founder=False, learner=learner))
+        i = len(self._members) - 1
+        self._client.add(self.address(i))
+        self._spawn(i)
+        self._await_ready(i)
+        return i
+
+    def lose_disk(self, i: int) -> None:
+        """Deletes node i's directory, which may run. When it is started again it joins as a new member."""
+        shutil.rmtree(self.node_directory(i))
+        self._members[i] = replace(self._members[i], node_id=0, founder=False)
+        self._save()
+
+    def gone(self, i: int) -> None:
+        """Node i was removed from the cluster; it is not started again."""
+        self._members[i] = replace(self._members[i], gone=True)
+        self._save()
 
     def stop(self, i: int, timeout: float = 15.0) -> int:
         """SIGTERM, and waits for the end; the exit code (negative: a signal's number)."""
@@ -270,8 +301,9 @@ class LocalCluster:
                 cluster_id = str(state["cluster_id"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ClusterError(f"{path} is not a local cluster's description: {error}") from error
-            if len(members) != nodes:
-                raise ClusterError(f"{self.directory} holds a cluster of {len(members)} nodes, not {nodes}")
+            founders = sum(member.founder for member in members)
+            if nodes not in (founders, len(members)):
+                raise ClusterError(f"{self.directory} holds a cluster of {founders} nodes, not {nodes}")
             if base_port is not None and members[0].port != base_port:
                 raise ClusterError(f"{self.directory} holds a cluster that starts at port {members[0].port}")
             return cluster_id, members
@@ -280,12 +312,18 @@ class LocalCluster:
         if base_port is not None:
             ports[:nodes] = range(base_port, base_port + nodes)
         members = [_Member(i + 1, ports[i], ports[nodes + i]) for i in range(nodes)]
-        cluster_id = secrets.token_hex(16)
+        self._save_as(secrets.token_hex(16), members)
+        return self._load_or_create(nodes, base_port)
+
+    def _save(self) -> None:
+        self._save_as(self._cluster_id, self._members)
+
+    def _save_as(self, cluster_id: str, members: list[_Member]) -> None:
         state = {"format": 1, "cluster_id": cluster_id, "members": [asdict(member) for member in members]}
+        path = self.directory / "cluster.json"
         temporary = path.with_suffix(".new")
         temporary.write_text(json.dumps(state, indent=1) + "\n")
         temporary.replace(path)
-        return cluster_id, members
 
     def _spawn(self, i: int) -> None:
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
@@ -309,6 +347,9 @@ class LocalCluster:
     def _await_ready(self, i: int) -> None:
         process = self._process(i)
         if process.wait_ready(self._start_timeout):
+            if self.node_id(i) != process.node_id:
+                self._members[i] = replace(self._members[i], node_id=process.node_id)
+                self._save()
             return
         if process.popen.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):  # its output is closed: it is about to end
@@ -324,7 +365,7 @@ class LocalCluster:
     def _check_for_failures(self) -> None:
         """ClusterError when so many nodes ended by themselves that the rest is no majority."""
         ended = [i for i, process in self._processes.items() if process.popen.poll() is not None]
-        if ended and 2 * (len(self) - len(ended)) <= len(self):
+        if ended and 2 * (len(self.members) - len(ended)) <= len(self.members):
             i = ended[0]
             code = self._process(i).popen.returncode
             raise ClusterError(

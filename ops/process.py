@@ -16,6 +16,7 @@ class NodeProcess:
 
     def __init__(self, popen: subprocess.Popen[str]) -> None:
         self.popen = popen
+        self.node_id = 0  # told in the ready line
         self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, args=(popen.stdout,), daemon=True)
         self._reader.start()
@@ -39,4 +40,5 @@ class NodeProcess:
             with contextlib.suppress(ValueError):  # a line that is no JSON is not the ready line
                 event = json.loads(line)
                 if isinstance(event, dict) and event.get("event") == "ready":
+                    self.node_id = int(event["node_id"])
                     return True

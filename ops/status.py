@@ -16,7 +16,7 @@ from rich.table import Table
 DEFAULT_ADDRESSES = "127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443"
 
 # A node that was restarted shall be seen at once, not after gRPC's default back-off of up to two minutes.
-_CHANNEL_OPTIONS = [
+CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 200),
@@ -34,6 +34,11 @@ _PLAIN_FIELDS = (
     "last_index",
     "commit_index",
     "applied_index",
+    "first_index",
+    "level",
+    "joint",
+    "disk_free_bytes",
+    "disk_reserve_bytes",
     "log_bytes",
     "database_bytes",
     "objects",
@@ -67,11 +72,17 @@ class StatusClient:
     """Channels to the nodes at `addresses`, for asking them again and again. A context manager."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        self._channels = {a: grpc.insecure_channel(a, options=_CHANNEL_OPTIONS) for a in addresses}
-        self._stubs: dict[str, Any] = {
-            address: admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-            for address, channel in self._channels.items()
-        }
+        self._channels: dict[str, grpc.Channel] = {}
+        self._stubs: dict[str, Any] = {}
+        for address in addresses:
+            self.add(address)
+
+    def add(self, address: str) -> None:
+        """Another one to ask."""
+        self._channels[address] = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stubs[address] = admin_pb2_grpc.AdminStub(  # type: ignore[no-untyped-call]
+            self._channels[address]
+        )
 
     def __enter__(self) -> StatusClient:
         return self
@@ -118,25 +129,30 @@ def leader_of(statuses: Sequence[NodeStatus]) -> NodeStatus | None:
 
 
 def has_quorum(statuses: Sequence[NodeStatus]) -> bool:
-    """Whether there is a leader that a majority of its cluster's members (itself included) follows."""
+    """Whether there is a leader that a majority of its cluster's voters (itself included) follows."""
     leader = leader_of(statuses)
     if leader is None or leader.reply is None:
         return False
-    following = sum(
-        s.reply is not None
-        and s.reply.cluster_id == leader.reply.cluster_id
-        and s.reply.leader_id == leader.reply.node_id
-        and s.reply.term == leader.reply.term
+    reply = leader.reply
+    others = [peer for peer in reply.peers if peer.member_role in ("", "voter")]
+    voters = {reply.node_id} | {peer.node_id for peer in others}
+    following = {
+        s.reply.node_id
         for s in statuses
-    )
+        if s.reply is not None
+        and s.reply.cluster_id == reply.cluster_id
+        and s.reply.leader_id == reply.node_id
+        and s.reply.term == reply.term
+    }
     # Members that were not asked count when the leader itself sees them.
-    asked = {s.reply.node_id for s in statuses if s.reply is not None} | {leader.reply.node_id}
+    asked = {s.reply.node_id for s in statuses if s.reply is not None} | {reply.node_id}
     asked_addresses = {s.address for s in statuses}
-    following += sum(
-        peer.connected and peer.node_id not in asked and peer.address not in asked_addresses
-        for peer in leader.reply.peers
-    )
-    return following > (len(leader.reply.peers) + 1) // 2
+    following |= {
+        peer.node_id
+        for peer in others
+        if peer.connected and peer.node_id not in asked and peer.address not in asked_addresses
+    }
+    return len(following & voters) > len(voters) // 2
 
 
 def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
@@ -151,6 +167,7 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
         else:
             node |= {name: getattr(reply, name) for name in _PLAIN_FIELDS}
             node["last_tid"] = reply.last_tid.hex()
+            node["problems"] = list(reply.problems)
             node["peers"] = [
                 {
                     "node_id": peer.node_id,
@@ -158,6 +175,11 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
                     "connected": peer.connected,
                     "match_index": peer.match_index,
                     "state": peer.state,
+                    "member_role": peer.member_role,
+                    "lag_entries": peer.lag_entries,
+                    "lag_transactions": peer.lag_transactions,
+                    "lag_bytes": peer.lag_bytes,
+                    "lag_seconds": peer.lag_seconds,
                 }
                 for peer in reply.peers
             ]
@@ -191,16 +213,6 @@ def show(statuses: Sequence[NodeStatus], console: Console) -> None:
             str(reply.sessions),
         )
     console.print(table)
-    for status in statuses:
-        if status.reply is None:
-            console.print(f"{status.address}: {status.error}", style="red", markup=False, soft_wrap=True)
-    leader = leader_of(statuses)
-    if leader is None or leader.reply is None:
-        console.print("[bold red]no leader[/]: nothing can be committed")
-    elif not has_quorum(statuses):
-        console.print("[bold red]no quorum[/]: a majority of the nodes is not following the leader")
-    else:
-        console.print(f"leader: node {leader.reply.node_id} at {leader.address}, term {leader.reply.term}")
 
 
 def size(count: int) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1draftstorage/proto/admin.proto\x12\x0eraftstorage.v1\"\x0f\n\rStatusRequest\"\xf0\x02\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tleader_id\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08last_tid\x18\x0b \x01(\x0c\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x16\n\x0e\x64\x61tabase_bytes\x18\r \x01(\x04\x12\x0f\n\x07objects\x18\x0e \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x0f \x01(\x01\x12\x10\n\x08sessions\x18\x10 \x01(\r\x12)\n\x05peers\x18\x11 \x03(\x0b\x32\x1a.raftstorage.v1.PeerStatus\"e\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"(\n\x15TransferLeaderRequest\x12\x0f\n\x07to_node\x18\x01 \x01(\x04\"(\n\x13TransferLeaderReply\x12\x11\n\tleader_id\x18\x01 \x01(\x04\x32\xab\x01\n\x05\x41\x64min\x12\x44\n\x06Status\x12\x1d.raftstorage.v1.StatusRequest\x1a\x1b.raftstorage.v1.StatusReply\x12\\\n\x0eTransferLeader\x12%.raftstorage.v1.TransferLeaderRequest\x1a#.raftstorage.v1.TransferLeaderReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1draftstorage/proto/admin.proto\x12\x0eraftstorage.v1\"\x0f\n\rStatusRequest\"\x96\x04\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tleader_id\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08last_tid\x18\x0b \x01(\x0c\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x16\n\x0e\x64\x61tabase_bytes\x18\r \x01(\x04\x12\x0f\n\x07objects\x18\x0e \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x0f \x01(\x01\x12\x10\n\x08sessions\x18\x10 \x01(\r\x12)\n\x05peers\x18\x11 \x03(\x0b\x32\x1a.raftstorage.v1.PeerStatus\x12\x13\n\x0b\x66irst_index\x18\x12 \x01(\x04\x12\r\n\x05level\x18\x13 \x01(\r\x12\x10\n\x08problems\x18\x14 \x03(\t\x12\x17\n\x0f\x64isk_free_bytes\x18\x15 \x01(\x04\x12\x1a\n\x12\x64isk_reserve_bytes\x18\x16 \x01(\x04\x12*\n\x08snapshot\x18\x17 \x01(\x0b\x32\x18.raftstorage.v1.Transfer\x12\r\n\x05joint\x18\x18 \x01(\x08\".\n\x08Transfer\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\"\xe2\x01\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x13\n\x0bmember_role\x18\x06 \x01(\t\x12\x13\n\x0blag_entries\x18\x07 \x01(\x04\x12\x18\n\x10lag_transactions\x18\x08 \x01(\x04\x12\x11\n\tlag_bytes\x18\t \x01(\x04\x12\x13\n\x0blag_seconds\x18\n \x01(\x01\x12\x0f\n\x07problem\x18\x0b \x01(\t\"(\n\x15TransferLeaderRequest\x12\x0f\n\x07to_node\x18\x01 \x01(\x04\"(\n\x13TransferLeaderReply\x12\x11\n\tleader_id\x18\x01 \x01(\x04\"\x10\n\x0eMembersRequest\"}\n\x0cMembersReply\x12-\n\x07members\x18\x01 \x03(\x0b\x32\x1c.raftstorage.v1.MemberStatus\x12\r\n\x05joint\x18\x02 \x01(\x08\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x11\n\tleader_id\x18\x04 \x01(\x04\x12\r\n\x05level\x18\x05 \x01(\r\"a\n\x0cMemberStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\"\xad\x01\n\x14\x43hangeMembersRequest\x12\r\n\x03\x61\x64\x64\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x61\x64\x64_learner\x18\x02 \x01(\tH\x00\x12\x11\n\x07promote\x18\x03 \x01(\x04H\x00\x12\x10\n\x06\x64\x65mote\x18\x04 \x01(\x04H\x00\x12\x10\n\x06remove\x18\x05 \x01(\x04H\x00\x12.\n\x07replace\x18\x06 \x01(\x0b\x32\x1b.raftstorage.v1.ReplacementH\x00\x42\x08\n\x06\x63hange\"&\n\x0bReplacement\x12\x0b\n\x03old\x18\x01 \x01(\x04\x12\n\n\x02\x62y\x18\x02 \x01(\x04\"y\n\x0bJoinRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x18\n\x10protocol_version\x18\x04 \x01(\r\x12\x1c\n\x14min_protocol_version\x18\x05 \x01(\r\"B\n\tJoinReply\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x10\n\x08replaces\x18\x03 \x01(\x04\"3\n\rInviteRequest\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\x0f\n\x07learner\x18\x02 \x01(\x08\"\x1e\n\x0bInviteReply\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\"\x11\n\x0fIdentifyRequest\"F\n\rIdentifyReply\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\x04\x12\x10\n\x08instance\x18\x03 \x01(\t2\x9b\x04\n\x05\x41\x64min\x12\x44\n\x06Status\x12\x1d.raftstorage.v1.StatusRequest\x1a\x1b.raftstorage.v1.StatusReply\x12\\\n\x0eTransferLeader\x12%.raftstorage.v1.TransferLeaderRequest\x1a#.raftstorage.v1.TransferLeaderReply\x12G\n\x07Members\x12\x1e.raftstorage.v1.MembersRequest\x1a\x1c.raftstorage.v1.MembersReply\x12S\n\rChangeMembers\x12$.raftstorage.v1.ChangeMembersRequest\x1a\x1c.raftstorage.v1.MembersReply\x12>\n\x04Join\x12\x1b.raftstorage.v1.JoinRequest\x1a\x19.raftstorage.v1.JoinReply\x12\x44\n\x06Invite\x12\x1d.raftstorage.v1.InviteRequest\x1a\x1b.raftstorage.v1.InviteReply\x12J\n\x08Identify\x12\x1f.raftstorage.v1.IdentifyRequest\x1a\x1d.raftstorage.v1.IdentifyReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=49
   _globals['_STATUSREQUEST']._serialized_end=64
   _globals['_STATUSREPLY']._serialized_start=67
-  _globals['_STATUSREPLY']._serialized_end=435
-  _globals['_PEERSTATUS']._serialized_start=437
-  _globals['_PEERSTATUS']._serialized_end=538
-  _globals['_TRANSFERLEADERREQUEST']._serialized_start=540
-  _globals['_TRANSFERLEADERREQUEST']._serialized_end=580
-  _globals['_TRANSFERLEADERREPLY']._serialized_start=582
-  _globals['_TRANSFERLEADERREPLY']._serialized_end=622
-  _globals['_ADMIN']._serialized_start=625
-  _globals['_ADMIN']._serialized_end=796
+  _globals['_STATUSREPLY']._serialized_end=601
+  _globals['_TRANSFER']._serialized_start=603
+  _globals['_TRANSFER']._serialized_end=649
+  _globals['_PEERSTATUS']._serialized_start=652
+  _globals['_PEERSTATUS']._serialized_end=878
+  _globals['_TRANSFERLEADERREQUEST']._serialized_start=880
+  _globals['_TRANSFERLEADERREQUEST']._serialized_end=920
+  _globals['_TRANSFERLEADERREPLY']._serialized_start=922
+  _globals['_TRANSFERLEADERREPLY']._serialized_end=962
+  _globals['_MEMBERSREQUEST']._serialized_start=964
+  _globals['_MEMBERSREQUEST']._serialized_end=980
+  _globals['_MEMBERSREPLY']._serialized_start=982
+  _globals['_MEMBERSREPLY']._serialized_end=1107
+  _globals['_MEMBERSTATUS']._serialized_start=1109
+  _globals['_MEMBERSTATUS']._serialized_end=1206
+  _globals['_CHANGEMEMBERSREQUEST']._serialized_start=1209
+  _globals['_CHANGEMEMBERSREQUEST']._serialized_end=1382
+  _globals['_REPLACEMENT']._serialized_start=1384
+  _globals['_REPLACEMENT']._serialized_end=1422
+  _globals['_JOINREQUEST']._serialized_start=1424
+  _globals['_JOINREQUEST']._serialized_end=1545
+  _globals['_JOINREPLY']._serialized_start=1547
+  _globals['_JOINREPLY']._serialized_end=1613
+  _globals['_INVITEREQUEST']._serialized_start=1615
+  _globals['_INVITEREQUEST']._serialized_end=1666
+  _globals['_INVITEREPLY']._serialized_start=1668
+  _globals['_INVITEREPLY']._serialized_end=1698
+  _globals['_IDENTIFYREQUEST']._serialized_start=1700
+  _globals['_IDENTIFYREQUEST']._serialized_end=1717
+  _globals['_IDENTIFYREPLY']._serialized_start=1719
+  _globals['_IDENTIFYREPLY']._serialized_end=1789
+  _globals['_ADMIN']._serialized_start=1792
+  _globals['_ADMIN']._serialized_end=2331
 # @@protoc_insertion_point(module_scope)

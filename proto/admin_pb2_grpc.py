@@ -44,6 +44,31 @@ class AdminStub:
                 request_serializer=raftstorage_dot_proto_dot_admin__pb2.TransferLeaderRequest.SerializeToString,
                 response_deserializer=raftstorage_dot_proto_dot_admin__pb2.TransferLeaderReply.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_unary(
+                '/raftstorage.v1.Admin/Members',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.MembersRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.MembersReply.FromString,
+                _registered_method=True)
+        self.ChangeMembers = channel.unary_unary(
+                '/raftstorage.v1.Admin/ChangeMembers',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.ChangeMembersRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.MembersReply.FromString,
+                _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/raftstorage.v1.Admin/Join',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.JoinRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.JoinReply.FromString,
+                _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/raftstorage.v1.Admin/Invite',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.InviteRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.InviteReply.FromString,
+                _registered_method=True)
+        self.Identify = channel.unary_unary(
+                '/raftstorage.v1.Admin/Identify',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -63,6 +88,45 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """The membership as this node knows it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeMembers(self, request, context):
+        """Changes the membership, on the leader alone; answers when the change is committed and joint consensus is left.
+        FAILED_PRECONDITION: this node does not lead, or the change is refused, with the reason; nothing was changed.
+        NOT_FOUND: no such member. UNAVAILABLE: the node to be added does not answer, or leadership was lost (the
+        change may still come about: ask for Members). DEADLINE_EXCEEDED: not committed in time; likewise.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Join(self, request, context):
+        """An empty node asks the leader to be let in, as a learner. The same instance is answered with the same id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Invite(self, request, context):
+        """Tells a waiting node which cluster to join; answers when it has joined. FAILED_PRECONDITION: it is a member
+        of a cluster already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Identify(self, request, context):
+        """Who listens here. Also answered by a node that is still asking to be let in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +139,31 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=raftstorage_dot_proto_dot_admin__pb2.TransferLeaderRequest.FromString,
                     response_serializer=raftstorage_dot_proto_dot_admin__pb2.TransferLeaderReply.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.MembersRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.MembersReply.SerializeToString,
+            ),
+            'ChangeMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeMembers,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.ChangeMembersRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.MembersReply.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.JoinRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.JoinReply.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.InviteRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.InviteReply.SerializeToString,
+            ),
+            'Identify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Identify,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +220,141 @@ class Admin:
             '/raftstorage.v1.Admin/TransferLeader',
             raftstorage_dot_proto_dot_admin__pb2.TransferLeaderRequest.SerializeToString,
             raftstorage_dot_proto_dot_admin__pb2.TransferLeaderReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstorage.v1.Admin/Members',
+            raftstorage_dot_proto_dot_admin__pb2.MembersRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.MembersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstorage.v1.Admin/ChangeMembers',
+            raftstorage_dot_proto_dot_admin__pb2.ChangeMembersRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.MembersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstorage.v1.Admin/Join',
+            raftstorage_dot_proto_dot_admin__pb2.JoinRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstorage.v1.Admin/Invite',
+            raftstorage_dot_proto_dot_admin__pb2.InviteRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.InviteReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Identify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstorage.v1.Admin/Identify',
+            raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from raftstorage.ops.diagnosis import diagnose, show_findings
 from raftstorage.ops.status import NodeStatus, as_json, has_quorum, leader_of, show, split_addresses
 from raftstorage.proto import admin_pb2 as pb
 from rich.console import Console
@@ -76,10 +77,51 @@ def test_json_and_table_tell_the_same() -> None:
     assert value["nodes"][0]["last_tid"] == "01" * 8
     console = Console(record=True, width=80, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     show(statuses, console)
+    show_findings(statuses, console)
     text = console.export_text()
     assert "node 1 at 127.0.0.1:7441" in text
     assert "UNAVAILABLE" in text
     assert "…" not in text, "a table that does not fit a terminal"
+
+
+def test_a_learner_is_no_voter() -> None:
+    leader = node(1, "leader", 1)
+    assert leader.reply is not None
+    leader.reply.peers[1].member_role = "learner"
+    assert not has_quorum([leader, dead(2), node(3, "learner", 1)])
+    assert has_quorum([leader, node(2, "follower", 1), dead(3)])
+
+
+def advice(*statuses: NodeStatus) -> list[tuple[str, bool]]:
+    return [(str(finding), finding.grave) for finding in diagnose(statuses)]
+
+
+def test_nothing_is_found_where_all_is_well() -> None:
+    assert advice(node(1, "leader", 1), node(2, "follower", 1), node(3, "follower", 1)) == []
+
+
+def test_a_member_that_is_away_is_named_with_how_many_more_may_fail() -> None:
+    leader = node(1, "leader", 1)
+    assert leader.reply is not None
+    leader.reply.peers[0].connected = False
+    found = advice(leader, dead(2), node(3, "follower", 1))
+    assert any("node 2 at 127.0.0.1:7442" in text and "0 more may fail" in text and grave for text, grave in found)
+    assert any("raftstorage member remove 2" in text for text, _ in found)
+
+
+def test_without_a_leader_it_says_how_many_must_run() -> None:
+    found = advice(node(1, "follower", 0), dead(2), dead(3))
+    assert found[0][1]
+    assert "2 of 3 voters must run" in found[0][0]
+
+
+def test_what_a_node_says_of_itself_is_passed_on() -> None:
+    leader = node(1, "leader", 1)
+    assert leader.reply is not None
+    leader.reply.problems.append("its disk is nearly full: make room")
+    assert advice(leader, node(2, "follower", 1), node(3, "follower", 1)) == [
+        ("node 1: its disk is nearly full: make room", False)
+    ]
 
 
 @pytest.mark.parametrize("bad", ["", " , ", "host", "host:", ":7441", "host:0", "host:65536", "a:1,b"])

@@ -1,0 +1,62 @@
+"""Bounds the log: what is old, or more than is to be kept, is cut once the database has it on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from raftstorage.node.driver import Driver
+
+log = logging.getLogger(__name__)
+
+#: How often it is looked whether there is something to cut, in seconds.
+LOOK_SECONDS = 5.0
+
+
+class CuttableLog(Protocol):
+    """What is needed of a log; `node.wal.Wal` is one. See there for which thread calls what."""
+
+    def first_index(self) -> int: ...
+    def cut_point(self, keep_bytes: int, keep_seconds: float) -> int:
+        """Index up to which the log can go, so that no more than that and nothing older stays; 0: none."""
+
+    def write_base(self, index: int) -> None: ...
+    def forget(self, index: int) -> None: ...
+    def clean(self) -> None: ...
+
+
+class Compactor:
+    """Cuts `wal` behind what the driver's engine has on disk. Bytes and seconds are what is kept at least.
+
+    What is kept lets a member that was away for a while catch up entry by entry: that takes time for what it
+    missed. One that was away for longer is sent a snapshot, which takes time for the whole database.
+    """
+
+    def __init__(self, driver: Driver, wal: CuttableLog, *, keep_bytes: int, keep_seconds: float) -> None:
+        self._driver = driver
+        self._wal = wal
+        self._keep_bytes = keep_bytes
+        self._keep_seconds = keep_seconds
+
+    async def run(self) -> None:
+        """Until it is cancelled. A failed write or flush ends the process."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self.cut()
+
+    async def cut(self) -> int:
+        """Cuts now, if there is something to cut; returns the log's first index."""
+        engine, wal = self._driver.engine, self._wal
+        wanted = min(wal.cut_point(self._keep_bytes, self._keep_seconds), self._driver.applied_index)
+        if wanted >= wal.first_index():
+            if engine.durable_index < wanted:
+                await self._driver.flush()
+            index = min(wanted, engine.durable_index)
+            if index >= wal.first_index():
+                await self._driver.in_writer(lambda: wal.write_base(index))
+                if index >= wal.first_index():  # a snapshot may have moved it further meanwhile
+                    wal.forget(index)
+                await self._driver.in_writer(wal.clean)
+                log.info("cut the log", extra={"first_index": wal.first_index()})
+        return wal.first_index()
