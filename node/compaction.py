@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from raftstorage.node.driver import Driver
@@ -18,26 +19,34 @@ class CuttableLog(Protocol):
     """What is needed of a log; `node.wal.Wal` is one. See there for which thread calls what."""
 
     def first_index(self) -> int: ...
-    def cut_point(self, keep_bytes: int, keep_seconds: float) -> int:
-        """Index up to which the log can go, so that no more than that and nothing older stays; 0: none."""
-
+    def cut_point(self, *, max_bytes: int | None = None, max_seconds: float | None = None) -> int: ...
     def write_base(self, index: int) -> None: ...
     def forget(self, index: int) -> None: ...
-    def clean(self) -> None: ...
+    def clean(self) -> object: ...
 
 
 class Compactor:
-    """Cuts `wal` behind what the driver's engine has on disk. Bytes and seconds are what is kept at least.
+    """Cuts `wal` behind what the driver's engine has on disk, when there is more or older than is to be kept.
 
     What is kept lets a member that was away for a while catch up entry by entry: that takes time for what it
     missed. One that was away for longer is sent a snapshot, which takes time for the whole database.
+    `needed()`: an index behind which somebody who is receiving a snapshot still needs the log; None: nobody.
     """
 
-    def __init__(self, driver: Driver, wal: CuttableLog, *, keep_bytes: int, keep_seconds: float) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        wal: CuttableLog,
+        *,
+        keep_bytes: int,
+        keep_seconds: float,
+        needed: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._driver = driver
         self._wal = wal
         self._keep_bytes = keep_bytes
         self._keep_seconds = keep_seconds
+        self._needed = needed
 
     async def run(self) -> None:
         """Until it is cancelled. A failed write or flush ends the process."""
@@ -47,16 +56,19 @@ class Compactor:
 
     async def cut(self) -> int:
         """Cuts now, if there is something to cut; returns the log's first index."""
-        engine, wal = self._driver.engine, self._wal
-        wanted = min(wal.cut_point(self._keep_bytes, self._keep_seconds), self._driver.applied_index)
-        if wanted >= wal.first_index():
-            if engine.durable_index < wanted:
-                await self._driver.flush()
-            index = min(wanted, engine.durable_index)
-            if index >= wal.first_index():
-                await self._driver.in_writer(lambda: wal.write_base(index))
-                if index >= wal.first_index():  # a snapshot may have moved it further meanwhile
-                    wal.forget(index)
-                await self._driver.in_writer(wal.clean)
-                log.info("cut the log", extra={"first_index": wal.first_index()})
+        driver, wal = self._driver, self._wal
+        wanted = wal.cut_point(max_bytes=self._keep_bytes, max_seconds=self._keep_seconds)
+        needed = self._needed()
+        wanted = min(wanted, driver.applied_index, wanted if needed is None else needed)
+        if wanted < wal.first_index():
+            return wal.first_index()
+        if driver.engine.durable_index < wanted:
+            await driver.flush()
+        index = min(wanted, driver.engine.durable_index)
+        if index >= wal.first_index():
+            await driver.in_writer(lambda: wal.write_base(index))
+            if index >= wal.first_index():  # a snapshot may have moved it further meanwhile
+                wal.forget(index)
+            await driver.in_writer(wal.clean)
+            log.info("cut the log", extra={"first_index": wal.first_index()})
         return wal.first_index()

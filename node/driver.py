@@ -90,6 +90,7 @@ class Driver:
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
         self._place = place or _cannot_place
+        self._flushing = asyncio.Lock()
         self._installing: tuple[KeyValueStore, asyncio.Future[KeyValueStore]] | None = None
         self._ready_term = 0
         self._pump_scheduled = False
@@ -253,7 +254,15 @@ class Driver:
         self._pump()
         return await done
 
-    def in_writer(self, job: Callable[[], None]) -> asyncio.Future[None]:
+    async def flush(self) -> None:
+        """Returns when what was applied before the call is on disk. A failure ends the process."""
+        async with self._flushing:
+            try:
+                await asyncio.to_thread(self.engine.flush)
+            except Exception as error:
+                self._fatal(error)
+
+    def in_writer(self, job: Callable[[], object]) -> asyncio.Future[None]:
         """Calls `job` where the log is written, behind all that is queued; what it raises ends the process."""
         return self._writer.run(job)
 

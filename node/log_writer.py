@@ -34,7 +34,7 @@ class Writer(Protocol):
 
     def start(self) -> None: ...
     def put(self, persist: Persist) -> None: ...
-    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
+    def run(self, job: Callable[[], object]) -> asyncio.Future[None]:
         """Calls `job` where writes are made, behind all that is queued; resolves when it is done."""
 
     async def stop(self) -> None:
@@ -59,7 +59,7 @@ WriterFactory = Callable[
 class _Job:
     """Something else that the thread is to do, in its place in the queue."""
 
-    do: Callable[[], None]
+    do: Callable[[], object]
     done: asyncio.Future[None]
 
 
@@ -95,7 +95,7 @@ class LogWriter:
     def put(self, persist: Persist) -> None:
         self._queue.put(persist)
 
-    def run(self, job: Callable[[], None]) -> asyncio.Future[None]:
+    def run(self, job: Callable[[], object]) -> asyncio.Future[None]:
         """See Writer. What it raises ends the process, as a write's failure does."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._queue.put(_Job(job, done))

@@ -15,17 +15,19 @@ import typer
 import typer.main
 from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import DirectoryError
-from raftstorage.node.node import EXIT_DAMAGED, EXIT_FATAL, Node
+from raftstorage.node.joining import JoinError
+from raftstorage.node.node import EXIT_DAMAGED, EXIT_DIRECTORY, EXIT_FATAL, Node
 from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
 from raftstorage.node.service.logging import configure
 from raftstorage.node.service.server import PortInUse
+from raftstorage.node.snapshots.install import InstallError
 from raftstorage.node.wal import WalError
 
 log = logging.getLogger(__name__)
 
 EXIT_OPTIONS = 2
 EXIT_PORT = 4
-EXIT_DIRECTORY = 5
+EXIT_NOT_JOINED = 6
 
 #: A thread back from a sync must take the interpreter lock again; beside a busy loop it would wait Python's whole
 #: default interval of 5 ms for it, and every commit with it.
@@ -47,7 +49,7 @@ async def _serve(options: NodeOptions) -> None:
     log.info("serves", extra={"address": node.address, "cluster_id": node.identity.cluster_id})
     ready = {
         "event": "ready",
-        "node_id": options.node_id,
+        "node_id": node.identity.node_id,
         "address": node.address,
         "metrics": node.metrics_address,
     }
@@ -60,10 +62,24 @@ async def _serve(options: NodeOptions) -> None:
 
 
 def _run(
-    node_id: Annotated[int, typer.Option("--id", help="This node's id, never used again for another one.")],
     directory: Annotated[Path, typer.Option("--dir", help="Where it keeps its log and database.")],
-    member: Annotated[list[str], typer.Option(help="ID=HOST:PORT of a member, once for each, this one included.")],
+    node_id: Annotated[
+        int, typer.Option("--id", help="Founding a cluster: this node's id, never used again for another one.")
+    ] = 0,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(help="Founding a cluster: ID=HOST:PORT of a member, once for each, this one included."),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(help="Entering a cluster: HOST:PORT of a member; may be repeated. Needs an empty --dir."),
+    ] = None,
+    learner: Annotated[bool, typer.Option("--learner", help="With --join: never ask for a vote.")] = False,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="With an empty --dir: wait until a cluster's operator adds this node.")
+    ] = False,
     listen: Annotated[str, typer.Option(help="HOST:PORT to bind; else this node's member address.")] = "",
+    advertise: Annotated[str, typer.Option(help="HOST:PORT that others dial; else the one it listens on.")] = "",
     cluster_id: Annotated[str, typer.Option(help="32 hexadecimal digits; else derived from the members.")] = "",
     metrics: Annotated[str, typer.Option(help="HOST:PORT of the Prometheus page; else there is none.")] = "",
     tick_ms: Annotated[int, typer.Option(help="Length of a tick in milliseconds; a heartbeat each.")] = 50,
@@ -73,18 +89,24 @@ def _run(
     max_record_bytes: Annotated[int, typer.Option(help="Largest record of an object.")] = 16 * MIB,
     max_transaction_bytes: Annotated[int, typer.Option(help="Largest transaction.")] = 64 * MIB,
     lease_ms: Annotated[int, typer.Option(help="How long a vote holds its objects.")] = 30_000,
+    log_keep_mib: Annotated[
+        int, typer.Option(help="So much of the log is kept for members that were away, in MiB.")
+    ] = 256,
+    log_keep_seconds: Annotated[int, typer.Option(help="Nothing older is kept.")] = 86_400,
+    snapshot_mib_per_second: Annotated[int, typer.Option(help="How fast snapshots are sent at most.")] = 64,
     log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
     Exit status: 0 stopped cleanly, 2 bad options, 3 damaged log or database (at start, or when it shows),
-    4 address in use, 5 another node's or a locked directory, 70 a write or sync failed.
+    4 address in use, 5 another node's, a lost or a locked directory, 6 no cluster let it in, 70 a write or sync
+    failed.
     """
     options = NodeOptions(
         node_id,
         directory,
-        parse_members(member),
+        parse_members(member or ()),
         listen,
         cluster_id,
         metrics,
@@ -95,6 +117,13 @@ def _run(
         lease_ms,
         log_format,
         log_level,
+        tuple(join or ()),
+        learner,
+        standby,
+        advertise,
+        log_keep_mib * MIB,
+        log_keep_seconds,
+        snapshot_mib_per_second * MIB,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     asyncio.run(_serve(options))
@@ -115,8 +144,10 @@ def main(arguments: Sequence[str]) -> int:
         return _failed(EXIT_DAMAGED, error)
     except PortInUse as error:
         return _failed(EXIT_PORT, error)
-    except DirectoryError as error:
+    except (DirectoryError, InstallError) as error:
         return _failed(EXIT_DIRECTORY, error)
+    except JoinError as error:
+        return _failed(EXIT_NOT_JOINED, error)
     except OSError as error:
         return _failed(EXIT_FATAL, error)
     return status if isinstance(status, int) else 0

@@ -11,13 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import NoReturn
 
+from raftstorage.node.compaction import Compactor
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.engine import RocksEngine
 from raftstorage.node.engine.api import EngineError, EngineWriteError
-from raftstorage.node.identity import NodeDirectory
+from raftstorage.node.founding import settle
+from raftstorage.node.healing import Healer, placer
+from raftstorage.node.identity import NodeDirectory, NodeIdentity
+from raftstorage.node.members import Members
 from raftstorage.node.options import NodeOptions, split_address
+from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Config, Message, NotLeader, Role, RoleChange
-from raftstorage.node.service.admin import AdminService
+from raftstorage.node.service.admin import AdminService, Insights
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
@@ -28,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: The process's exit status after damage in the log or the database, and after a write or sync that failed.
 EXIT_DAMAGED = 3
+#: Another node's directory, or one that is empty where the cluster knows this node with another.
+EXIT_DIRECTORY = 5
 EXIT_FATAL = 70
 #: How long a leader that stops waits for another one to take over.
 HANDOVER_SECONDS = 2.0
@@ -90,51 +97,45 @@ class Node:
 
     async def _start(self, close: AsyncExitStack) -> None:
         options = self.options
-        directory = NodeDirectory.open(options.directory, self.identity)
+        directory = NodeDirectory.open(options.directory)
         close.callback(directory.close)
-        wal = Wal.open(directory.log)
-        close.callback(wal.close)
-        engine = RocksEngine(directory.db)
-        close.callback(engine.close)
-        close.callback(engine.flush)
-        if engine.applied_index > wal.last_index():
-            raise EngineError(
-                f"{directory.log} ends at entry {wal.last_index()}, but {directory.db} holds what was applied up "
-                f"to entry {engine.applied_index}: the log has lost its tail"
-            )
-        peers = PeerTransport(self.identity, self.metrics, self._receive)
-        self.driver = Driver(
+        self.identity = identity = await settle(directory, options, self._versions)
+        durable = close.enter_context(opened(directory, identity))
+        peers = self._make_peers()
+        self.driver = driver = Driver(
             Config(
-                options.node_id,
-                frozenset(self.identity.members),
+                identity.node_id,
+                frozenset(),
                 election_ticks=options.election_ticks,
                 max_apply_bytes=APPLY_BYTES,
             ),
-            wal,
-            engine,
+            durable.wal,
+            durable.engine,
             peers,
+            membership=durable.membership,
+            place=placer(directory.path, durable.wal),
             tick_seconds=options.tick_ms / 1000,
             fatal=self._fatal,
             observer=self.metrics,
         )
-        self.metrics.watch(self.driver, self.identity)
+        self.metrics.watch(driver, identity)
+        self._members = Members(driver)
+        self._snapshots = SnapshotStore(directory.snapshots, self._checkpoint, observer=self.metrics)
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,
             max_transaction_bytes=options.max_transaction_bytes,
             lease_ms=options.lease_ms,
         )
-        self._storage = StorageService(self.driver, self.identity, limits, self.metrics)
-        admin = AdminService(
-            self.driver, self.identity, connected=peers.connected, sessions=self.metrics.connected_sessions
-        )
-        self._server = GrpcServer(self.driver, peers, self._storage, admin)
+        self._storage = StorageService(driver, identity, limits, self.metrics)
+        admin = AdminService(driver, identity, self._members, self._versions, self._insights(peers))
+        self._server = GrpcServer(driver, peers, self._storage, admin)
         close.push_async_callback(self._server.stop, GRACE_SECONDS)
-        self.driver.on_role.append(self._role_changed)
-        self.driver.on_ready.append(self._ready)
+        driver.on_role.append(self._role_changed)
+        driver.on_ready.append(self._ready)
         self._bind()
         close.callback(self.metrics.close)
-        await self.driver.start()
-        close.push_async_callback(self.driver.stop)
+        await driver.start()
+        close.push_async_callback(driver.stop)
         close.push_async_callback(self._storage.close)
         await self._server.start()
 

@@ -25,7 +25,8 @@ class NodeOptions:
 
     `members`: those that the cluster is founded with; a directory that has been a node's before remembers.
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
-    `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote.
+    `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it waits
+    until it is added instead.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
@@ -49,6 +50,7 @@ class NodeOptions:
     log_level: str = "info"
     join: Sequence[str] = ()
     learner: bool = False
+    standby: bool = False
     advertise: str = ""
     log_keep_bytes: int = 256 * MIB
     log_keep_seconds: int = 86_400
@@ -60,6 +62,8 @@ class NodeOptions:
             raise OptionError(f"node {self.node_id} is not among the members {sorted(self.members)}")
         if self.members and self.join:
             raise OptionError("--member founds a cluster, --join enters one: give one of them")
+        if self.standby and (self.members or self.join):
+            raise OptionError("--standby waits to be added: give neither --member nor --join with it")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
         for address in self.join:

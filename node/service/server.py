@@ -71,7 +71,7 @@ class GrpcServer:
         try:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise PortInUse(f"cannot listen on {address}: {_why(address)}") from error
+            raise PortInUse(f"cannot listen on {address}: {why_not(address)}") from error
 
     async def start(self) -> None:
         await self._set_health()
@@ -104,7 +104,7 @@ class GrpcServer:
             await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-def _why(address: str) -> str:
+def why_not(address: str) -> str:
     """The system's reason why an address cannot be listened on, which gRPC does not tell."""
     host, port = split_address(address)
     try:

@@ -1,0 +1,70 @@
+"""What a node's directory holds, opened: the log and the database, made to agree."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raftstorage.node.engine import RocksEngine
+from raftstorage.node.engine.api import EngineError
+from raftstorage.node.identity import NodeDirectory, NodeIdentity
+from raftstorage.node.raft.membership import Membership
+from raftstorage.node.snapshots.install import clean, current
+from raftstorage.node.wal import Wal
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """`membership`: as of what the engine has applied."""
+
+    wal: Wal
+    engine: RocksEngine
+    membership: Membership
+
+
+@contextlib.contextmanager
+def opened(directory: NodeDirectory, identity: NodeIdentity) -> Iterator[Durable]:
+    """The log and the database that are this node's; closed at the end, the database flushed.
+
+    Finishes the installation of a snapshot that a crash broke off. WalError, EngineError, InstallError: they are
+    damaged or do not belong together. OSError.
+    """
+    with contextlib.ExitStack() as close:
+        clean(directory.path)
+        installed = current(directory.path)
+        wal = Wal.open(directory.log)
+        close.callback(wal.close)
+        engine = RocksEngine(directory.path / installed.name)
+        close.callback(engine.close)
+        close.callback(engine.flush)
+        if installed.index and not _holds(wal, installed.index, installed.term):
+            if engine.applied_index < installed.index:
+                raise EngineError(f"{installed.name} holds what was applied up to entry {engine.applied_index} only")
+            # The database had become the node's; its log is still the one of before.
+            wal.reset(installed.index, installed.term)
+            wal.forget(installed.index)
+            wal.clean()
+        if engine.applied_index > wal.last_index():
+            raise EngineError(
+                f"{directory.log} ends at entry {wal.last_index()}, but {installed.name} holds what was applied up "
+                f"to entry {engine.applied_index}: the log has lost its tail"
+            )
+        if engine.applied_index < wal.base[0]:
+            raise EngineError(
+                f"{directory.log} begins behind entry {wal.base[0]}, but {installed.name} holds what was applied up "
+                f"to entry {engine.applied_index} only: the database has lost what it had on disk"
+            )
+        if engine.membership:
+            membership = Membership.decode(engine.membership)
+        else:
+            membership = Membership.initial(identity.members)
+        yield Durable(wal, engine, membership)
+
+
+def _holds(wal: Wal, index: int, term: int) -> bool:
+    """Whether the log goes on from a snapshot at that entry, or has got further."""
+    base = wal.base[0]
+    if base > index:
+        return True
+    return wal.last_index() >= index and wal.term(index) == term

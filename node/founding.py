@@ -1,0 +1,64 @@
+"""Who a starting node is: what its directory says, what it is founded as, or what a cluster lets it in as."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc.aio
+from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
+from raftstorage.node.joining import JoinError, WaitingRoom, begin, join
+from raftstorage.node.options import NodeOptions
+from raftstorage.node.service.server import SERVER_OPTIONS, PortInUse, why_not
+from raftstorage.node.versions import Versions
+from raftstorage.proto import admin_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+
+async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versions) -> NodeIdentity:
+    """The node's identity, durable in `directory`.
+
+    DirectoryError: the directory is another node's, or nothing says what an empty one is to become. JoinError: no
+    cluster lets it in. PortInUse.
+    """
+    found = directory.found
+    if found is not None and found.identity.node_id:
+        return directory.claim(options.identity())
+    if options.members:
+        if found is not None:
+            raise DirectoryError(f"{directory.path} was to join a cluster; found another one in an empty directory")
+        return directory.claim(options.identity())
+    if options.join or options.standby:
+        return await _enter(directory, options, versions)
+    raise DirectoryError(
+        f"{directory.path} is empty: --member founds a cluster, --join enters one, --standby waits to be added"
+    )
+
+
+async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versions) -> NodeIdentity:
+    """With a port that answers, so that the cluster can see that the node is reachable before it counts on it."""
+    room = WaitingRoom(begin(directory).identity.instance)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    admin_pb2_grpc.add_AdminServicer_to_server(room, server)  # type: ignore[no-untyped-call]
+    listen = options.listen_address
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise PortInUse(f"cannot listen on {listen}: {why_not(listen)}") from error
+    await server.start()
+    try:
+        addresses, learner = tuple(options.join), options.learner
+        if options.standby:
+            log.info("waits to be added", extra={"address": options.advertised})
+            addresses, learner = await room.invited
+        own = options.advertised
+        if own.endswith(":0"):
+            own = f"{own.rpartition(':')[0]}:{port}"
+        identity = await join(directory, addresses, own, vote=not learner, versions=versions)
+        room.joined(identity.node_id)
+        return identity
+    except JoinError as error:
+        room.failed(error)
+        raise
+    finally:
+        await server.stop(1.0)  # the answer to who invited leaves before the port closes
