@@ -438,9 +438,7 @@ class Driver:
     def _apply(self, entries: Sequence[Entry]) -> None:
         begin = time.perf_counter()
         engine = self.engine
-        applied = [
-            (entry, engine.apply(entry)) for entry in entries
-        ]
+        applied = [(entry, engine.apply(entry)) for entry in entries]
         for listener in self.on_applied:
             listener(applied)
         if self._observer is not None:

@@ -392,16 +392,6 @@ class Check(_message.Message):
     serial: bytes
     def __init__(self, oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ...) -> None: ...
 
-class Vote(_message.Message):
-    __slots__ = ("transaction_id", "transaction", "parts")
-    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
-    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
-    PARTS_FIELD_NUMBER: _ClassVar[int]
-    transaction_id: bytes
-    transaction: bytes
-    parts: int
-    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
-
 class Part(_message.Message):
     __slots__ = ("transaction_id", "number", "transaction")
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -411,6 +401,16 @@ class Part(_message.Message):
     number: int
     transaction: bytes
     def __init__(self, transaction_id: _Optional[bytes] = ..., number: _Optional[int] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("transaction_id", "transaction", "parts")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    transaction: bytes
+    parts: int
+    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class VoteReply(_message.Message):
     __slots__ = ("conflicts",)

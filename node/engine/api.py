@@ -7,8 +7,11 @@ Everything is a function of the applied entries: no clock, no randomness, no loc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from raftstorage.node.engine.kv import KeyValueStore
+from raftstorage.node.raft.types import Entry
 from raftstorage.proto import storage_pb2 as pb
 
 #: No tid; the base serial of a new object.
@@ -49,7 +52,7 @@ class Applied:
     `tid`: of the committed transaction (of the first attempt for a transaction id seen before); None when it
     was refused or was no commit. `oids`: what it changed, in stored order, empty for a repeated id.
     `conflicts`: why it was refused. `refused`: another reason (a stale given tid, a malformed command).
-    `first_oid`: answer to an AllocateCommand.
+    `first_oid`: answer to an AllocateCommand. `membership`: a MEMBERSHIP entry's data.
     """
 
     index: int
@@ -60,10 +63,20 @@ class Applied:
     refused: str = ""
     first_oid: bytes | None = None
     repeated: bool = False
+    membership: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """What a checkpoint holds: the state after the entry `index` of `term`; `membership` as in Engine."""
+
+    index: int
+    term: int
+    membership: bytes
 
 
 class Engine(Protocol):
-    """An engine is used from one thread. Entries are applied in log order, each once.
+    """An engine is used from one thread, but for `flush`. Entries are applied in log order, each once.
 
     `apply` writes data and applied index in one atomic batch. A crash loses a tail of applied entries, never
     part of one: the driver replays the log from `applied_index + 1`.
@@ -72,13 +85,25 @@ class Engine(Protocol):
     @property
     def applied_index(self) -> int: ...
     @property
+    def applied_term(self) -> int:
+        """Term of the entry at `applied_index`; 0 in an empty database, and when an older version applied it."""
+
+    @property
+    def durable_index(self) -> int:
+        """An applied index that a crash does not take back: all that is known to be on disk, and no more."""
+
+    @property
+    def membership(self) -> bytes:
+        """Data of the newest MEMBERSHIP entry that was applied; b"" when there was none."""
+
+    @property
     def last_tid(self) -> bytes:
         """Tid of the newest committed transaction; Z64 in an empty database."""
 
-    def apply(self, index: int, data: bytes) -> Applied:
-        """Applies a Command (serialized), or nothing but the index for b"" (a no-op entry).
+    def apply(self, entry: Entry) -> Applied:
+        """Applies what a COMMAND holds (a serialized Command); keeps a MEMBERSHIP's data; a NOOP changes nothing.
 
-        ValueError when index is not applied_index + 1. Bad commands never raise: they are `refused`.
+        ValueError when its index is not applied_index + 1. Bad commands never raise: they are `refused`.
         """
 
     def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
@@ -114,6 +139,21 @@ class Engine(Protocol):
         """SHA-256 over the whole logical state, for comparing replicas at one applied index. Slow."""
 
     def flush(self) -> None:
-        """Makes what was applied durable. Called at a clean stop, never needed for safety."""
+        """Makes durable what was applied when it was called, and raises `durable_index` to that.
+
+        May run in another thread while entries are applied. Needed before the log is cut, and else for nothing.
+        """
+
+    def checkpoint(self, directory: Path) -> Checkpointed:
+        """A durable copy of the state as it is now in a new folder, which a store of the same kind can open.
+
+        Files of the copy and the original that hold the same are one (hard links). Quick right after a `flush`.
+        """
+
+    def adopt(self, store: KeyValueStore) -> KeyValueStore:
+        """Goes on with the state in `store`; returns the store it had, for the caller to close.
+
+        EngineError when `store` cannot be used; nothing has changed then.
+        """
 
     def close(self) -> None: ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 #: (family, key, value); value None deletes.
@@ -14,7 +16,7 @@ FAMILIES = ("records", "transactions", "ids", "id_order", "meta")
 
 
 class KeyValueStore(Protocol):
-    """Keys are ordered as bytes within a family. Used from one thread."""
+    """Keys are ordered as bytes within a family. Used from one thread, but for `flush` and `close`."""
 
     def get(self, family: str, key: bytes) -> bytes | None: ...
 
@@ -36,9 +38,24 @@ class KeyValueStore(Protocol):
     def bytes_used(self) -> int:
         """On disk and in memory tables, approximate."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Makes durable what was written before the call. May run in another thread during other calls."""
 
-    def close(self) -> None: ...
+    def checkpoint(self, directory: Path) -> None:
+        """A durable copy in a new folder."""
+
+    def close(self) -> None:
+        """Waits for a `flush` that runs."""
+
+
+def sync_folder(directory: Path) -> None:
+    """Makes a new folder durable: its files, their names, and its own name in the folder above."""
+    for path in (*sorted(directory.iterdir()), directory, directory.parent):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class MemoryStore:
@@ -91,6 +108,29 @@ class MemoryStore:
 
     def flush(self) -> None:
         """Nothing outlives the process."""
+
+    def checkpoint(self, directory: Path) -> None:
+        """See KeyValueStore; `opened` reads it."""
+        directory.mkdir()
+        (directory / "memory").write_bytes(
+            b"".join(
+                b"%d %d %d\n%b%b"
+                % (number, len(key), len(self._values[family][key]), key, self._values[family][key])
+                for number, family in enumerate(FAMILIES)
+                for key in self._keys[family]
+            )
+        )
+        sync_folder(directory)
+
+    @classmethod
+    def opened(cls, directory: Path) -> MemoryStore:
+        """What a checkpoint left in `directory`."""
+        store = cls()
+        with (directory / "memory").open("rb") as file:
+            while line := file.readline():
+                number, key, value = map(int, line.split())
+                store.write([(FAMILIES[number], file.read(key), file.read(value))])
+        return store
 
     def close(self) -> None:
         """Nothing to release."""

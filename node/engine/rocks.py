@@ -7,13 +7,14 @@ is atomic by itself. (With several, `atomic_flush` covers the automatic flushes 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import rocksdict
 from raftstorage.node.engine.api import EngineError, EngineWriteError
-from raftstorage.node.engine.kv import FAMILIES, Change
+from raftstorage.node.engine.kv import FAMILIES, Change, sync_folder
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
 _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
@@ -57,6 +58,7 @@ class RocksStore:
             self._db = rocksdict.Rdict(str(directory), _options())
         except Exception as error:
             raise EngineError(f"cannot open the database in {directory}: {error}") from error
+        self._flushing = threading.Lock()
         self._unlogged = rocksdict.WriteOptions()
         self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # its stub is wrong
 
@@ -144,12 +146,19 @@ class RocksStore:
 
     def flush(self) -> None:
         """Durable when it returns."""
-        with _doing("flush", EngineWriteError):
+        with self._flushing, _doing("flush", EngineWriteError):
             self._db.flush(True)
+
+    def checkpoint(self, directory: Path) -> None:
+        """See KeyValueStore. Flushes what was written since the last flush, holding the interpreter lock."""
+        with _doing("copy", EngineWriteError):
+            rocksdict.Checkpoint(self._db).create_checkpoint(str(directory))
+            sync_folder(directory)  # the tables are synced already
 
     def close(self) -> None:
         """The folder may be opened again afterwards."""
-        self._db.close()
+        with self._flushing:
+            self._db.close()
 
 
 class RocksEngine(StateMachine):

@@ -6,7 +6,10 @@ Layout, every value ending in the CRC32C of all before it:
     transactions  tid                  -> CommittedTransaction without the records' data
     ids           transaction id       -> tid, log index
     id_order      log index            -> transaction id
-    meta          "state"              -> format, applied index, last tid, next oid, objects
+    meta          "state"              -> format, applied index, its term, last tid, next oid, objects
+                  "membership"         -> data of the newest MEMBERSHIP entry; not there when there was none
+
+Format 1 had no term and no membership; it is rewritten when it is opened.
 """
 
 from __future__ import annotations
@@ -14,26 +17,31 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import google_crc32c
 from google.protobuf.message import DecodeError
-from raftstorage.node.engine.api import Z64, Applied, Conflict, EngineError, Revision
+from raftstorage.node.engine.api import Z64, Applied, Checkpointed, Conflict, EngineError, Revision
 from raftstorage.node.engine.kv import FAMILIES, Change, KeyValueStore
+from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
 #: A transaction id is remembered for this many log entries: far longer than a client keeps asking.
 RETENTION = 1 << 20
 #: Largest block of oids in one command.
 MAX_ALLOCATION = 1 << 20
-FORMAT = 1
+FORMAT = 2
 #: Oids from here on can be stored only after they were given out, and no given tid may be above: a client that
 #: names the last oid or tid of all must not leave none for the others.
 GIVEN_OUT_ONLY = 1 << 63
 
 _FORMAT = struct.Struct(">I")
-_STATE = struct.Struct(">IQ8sQQ")
+_STATE = struct.Struct(">IQQ8sQQ")
+_STATE_1 = struct.Struct(">IQ8sQQ")
 _STATE_KEY = b"state"
+_MEMBERSHIP_KEY = b"membership"
 _RECORD_HEAD = struct.Struct(">B8s")
 _NO_DATA = 1
 _MAX = b"\xff" * 8
@@ -56,10 +64,7 @@ class StateMachine:
     def __init__(self, store: KeyValueStore, retention: int = RETENTION) -> None:
         self._store = store
         self._retention = retention
-        self._applied_index = 0
-        self._last_tid = Z64
-        self._next_oid = 1  # 0 is the root object
-        self._objects = 0
+        self._durable = threading.Lock()  # flush() may be called in another thread than all else
         try:
             self._read_state()
         except BaseException:
@@ -67,6 +72,11 @@ class StateMachine:
             raise
 
     def _read_state(self) -> None:
+        self._applied_index = self._applied_term = self._durable_index = 0
+        self._last_tid = Z64
+        self._next_oid = 1  # 0 is the root object
+        self._objects = 0
+        self._membership = b""
         sealed = self._store.get("meta", _STATE_KEY)
         if sealed is None:
             if any(True for family in FAMILIES for _ in self._store.scan(family, b"")):
@@ -74,13 +84,39 @@ class StateMachine:
             return
         value = _open("meta", _STATE_KEY, sealed)
         (form,) = _FORMAT.unpack_from(value)
-        if form != FORMAT:
-            raise EngineError(f"the database has format {form}; this version knows format {FORMAT}")
-        _form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE.unpack(value)
+        if form == 1:
+            _form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE_1.unpack(value)
+            self._store.write([self._state(self._applied_index, 0)])
+        elif form == FORMAT:
+            (_form, self._applied_index, self._applied_term, self._last_tid, self._next_oid, self._objects) = (
+                _STATE.unpack(value)
+            )
+        else:
+            raise EngineError(f"the database has format {form}; this version knows formats up to {FORMAT}")
+        membership = self._store.get("meta", _MEMBERSHIP_KEY)
+        if membership is not None:
+            self._membership = _open("meta", _MEMBERSHIP_KEY, membership)
+        self._durable_index = self._applied_index  # a store that was just opened holds what it has on disk
+
+    def _state(self, index: int, term: int) -> Change:
+        state = _STATE.pack(FORMAT, index, term, self._last_tid, self._next_oid, self._objects)
+        return "meta", _STATE_KEY, _seal(state)
 
     @property
     def applied_index(self) -> int:
         return self._applied_index
+
+    @property
+    def applied_term(self) -> int:
+        return self._applied_term
+
+    @property
+    def durable_index(self) -> int:
+        return self._durable_index
+
+    @property
+    def membership(self) -> bytes:
+        return self._membership
 
     @property
     def last_tid(self) -> bytes:
@@ -88,22 +124,30 @@ class StateMachine:
 
     # ---- applying ------------------------------------------------------------------------------------
 
-    def apply(self, index: int, data: bytes) -> Applied:
+    def apply(self, entry: Entry) -> Applied:
         """See `api.Engine.apply`."""
+        index = entry.index
         if index != self._applied_index + 1:
             raise ValueError(f"entry {index} cannot follow applied entry {self._applied_index}")
         changes: list[Change] = []
-        outcome = self._decide(index, data, changes)
-        self._applied_index = index
+        if entry.kind is EntryKind.COMMAND:
+            outcome = self._decide(index, entry.data, changes)
+        elif entry.kind is EntryKind.MEMBERSHIP:
+            outcome = Applied(index, membership=entry.data)
+            changes.append(("meta", _MEMBERSHIP_KEY, _seal(entry.data)))
+            self._membership = entry.data
+        else:
+            outcome = Applied(index)
         expired = index - self._retention
         if expired > 0:
             key = expired.to_bytes(8, "big")
             old = self._store.get("id_order", key)
             if old is not None:
                 changes += [("id_order", key, None), ("ids", _open("id_order", key, old), None)]
-        state = _STATE.pack(FORMAT, index, self._last_tid, self._next_oid, self._objects)
-        changes.append(("meta", _STATE_KEY, _seal(state)))
+        changes.append(self._state(index, entry.term))
         self._store.write(changes)
+        # Last: a flush() in another thread takes it for what the store holds.
+        self._applied_index, self._applied_term = index, entry.term
         return outcome
 
     def _decide(self, index: int, data: bytes, changes: list[Change]) -> Applied:
@@ -347,9 +391,41 @@ class StateMachine:
                 total.update(len(key).to_bytes(4, "big") + key + len(value).to_bytes(4, "big") + value)
         return total.digest()
 
+    # ---- on disk -------------------------------------------------------------------------------------
+
     def flush(self) -> None:
         """See `api.Engine.flush`."""
-        self._store.flush()
+        store, index = self._holding()
+        store.flush()
+        self._is_durable(store, index)
+
+    def _holding(self) -> tuple[KeyValueStore, int]:
+        """The store, and an index up to which it holds everything."""
+        with self._durable:
+            return self._store, self._applied_index
+
+    def _is_durable(self, store: KeyValueStore, index: int) -> None:
+        with self._durable:
+            if store is self._store:  # else another one was adopted meanwhile
+                self._durable_index = max(self._durable_index, index)
+
+    def checkpoint(self, directory: Path) -> Checkpointed:
+        """See `api.Engine.checkpoint`."""
+        self._store.checkpoint(directory)
+        self._is_durable(self._store, self._applied_index)
+        return Checkpointed(self._applied_index, self._applied_term, self._membership)
+
+    def adopt(self, store: KeyValueStore) -> KeyValueStore:
+        """See `api.Engine.adopt`."""
+        with self._durable:
+            old, self._store = self._store, store
+            try:
+                self._read_state()
+            except BaseException:
+                self._store = old
+                self._read_state()
+                raise
+        return old
 
     def close(self) -> None:
         """Releases the store."""

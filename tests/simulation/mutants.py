@@ -130,7 +130,7 @@ def applies_by_the_order_of_a_hash() -> AbstractContextManager[object]:
 def writes_the_applied_index_apart() -> AbstractContextManager[object]:
     original = StateMachine.apply
 
-    def apply(self: StateMachine, index: int, data: bytes) -> Applied:
+    def apply(self: StateMachine, entry: Entry) -> Applied:
         store = self._store
         write = store.write
 
@@ -139,7 +139,7 @@ def writes_the_applied_index_apart() -> AbstractContextManager[object]:
             write(changes[:-1])
 
         with patched(store, "write", in_two):
-            return original(self, index, data)
+            return original(self, entry)
 
     return patched(StateMachine, "apply", apply)
 

@@ -76,9 +76,9 @@ class SimEngine(StateMachine):
         super().__init__(store)
         self._point = point
 
-    def apply(self, index: int, data: bytes) -> Applied:
+    def apply(self, entry: Entry) -> Applied:
         self._point("before apply")
-        applied = super().apply(index, data)
+        applied = super().apply(entry)
         self._point("after apply")
         return applied
 

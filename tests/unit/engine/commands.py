@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.engine.state import StateMachine
+from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
 
@@ -11,5 +12,9 @@ def allocate(count: int) -> bytes:
     return pb.Command(allocate=pb.AllocateCommand(count=count)).SerializeToString()
 
 
+def entry(index: int, command: bytes, term: int = 1) -> Entry:
+    return Entry(term, index, EntryKind.COMMAND if command else EntryKind.NOOP, command)
+
+
 def feed(engine: StateMachine, *commands: bytes) -> list[Applied]:
-    return [engine.apply(engine.applied_index + 1, command) for command in commands]
+    return [engine.apply(entry(engine.applied_index + 1, command)) for command in commands]

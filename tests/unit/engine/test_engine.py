@@ -16,7 +16,7 @@ from raftstorage.node.engine.api import Z64, EngineError, Revision
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.commands import allocate, feed
+from tests.unit.engine.commands import allocate, entry, feed
 
 
 def p64(number: int) -> bytes:
@@ -142,10 +142,10 @@ def test_bad_commands_are_refused_and_change_nothing(engine: StateMachine, comma
 
 def test_entries_are_applied_in_order(engine: StateMachine) -> None:
     with pytest.raises(ValueError, match="cannot follow"):
-        engine.apply(2, b"")
-    engine.apply(1, b"")
+        engine.apply(entry(2, b""))
+    engine.apply(entry(1, b""))
     with pytest.raises(ValueError, match="cannot follow"):
-        engine.apply(1, b"")
+        engine.apply(entry(1, b""))
 
 
 def test_restored_transactions_keep_their_tid_and_are_not_checked(engine: StateMachine) -> None:
@@ -215,6 +215,7 @@ WRITER = """
 import os, sys
 from pathlib import Path
 from raftstorage.node.engine import RocksEngine
+from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 engine = RocksEngine(Path(sys.argv[1]))
 for index in range(engine.applied_index + 1, engine.applied_index + 400):
@@ -222,7 +223,7 @@ for index in range(engine.applied_index + 1, engine.applied_index + 400):
     t.records.add(oid=index.to_bytes(8, "big"), data=bytes(1000))
     c = pb.CommitCommand(transaction_id=index.to_bytes(16, "big"), tid=index.to_bytes(8, "big"),
                          transaction=t.SerializeToString())
-    engine.apply(index, pb.Command(commit=c).SerializeToString())
+    engine.apply(Entry(1, index, EntryKind.COMMAND, pb.Command(commit=c).SerializeToString()))
     if index % 97 == 0:
         engine.flush()
 os.kill(os.getpid(), 9)
@@ -262,9 +263,10 @@ def test_replicas_agree_to_the_byte(tmp_path: Path) -> None:
     rocks.close()
     program = f"""
 from raftstorage.node.engine import MemoryEngine
+from raftstorage.node.raft.types import Entry, EntryKind
 engine = MemoryEngine()
 for index, command in enumerate({LOG!r}, 1):
-    engine.apply(index, command)
+    engine.apply(Entry(1, index, EntryKind.COMMAND if command else EntryKind.NOOP, command))
 print(engine.digest().hex())
 """
     for seed in ("1", "2"):

@@ -234,9 +234,10 @@ UNFLUSHED = """
 import os, sys
 from pathlib import Path
 from raftstorage.node.engine import RocksEngine
+from raftstorage.node.raft.types import Entry, EntryKind
 engine = RocksEngine(Path(sys.argv[1]))
 for index in range(1, 30):
-    engine.apply(index, b"")
+    engine.apply(Entry(1, index, EntryKind.NOOP))
 os.kill(os.getpid(), 9)
 """
 

@@ -19,6 +19,7 @@ from raftstorage.node.engine.api import Z64, Applied, Conflict, Revision
 from raftstorage.node.engine.state import MAX_ALLOCATION, RETENTION, StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.commands import entry
 from tests.unit.service.fuzzing import explore
 
 HALF, LAST = 1 << 63, b"\xff" * 8
@@ -231,14 +232,14 @@ class EngineMachine(RuleBasedStateMachine):
         kind, expected = self.model.apply(data)
         event(kind)
         for engine in self.engines:
-            outcome = engine.apply(self.model.index, data)
+            outcome = engine.apply(entry(self.model.index, data))
             assert bool(outcome.refused) == bool(expected.refused), (kind, outcome)
             known = Applied(**{name: getattr(outcome, name) for name in Applied.__slots__ if name != "refused"})
             assert known == Applied(
                 **{name: getattr(expected, name) for name in Applied.__slots__ if name != "refused"}
             )
             with pytest.raises(ValueError, match="cannot follow"):
-                engine.apply(self.model.index, data)
+                engine.apply(entry(self.model.index, data))
 
     @rule(data=st.data(), count=st.integers(1, 6))
     def commit(self, data: st.DataObject, count: int) -> None:
@@ -384,7 +385,7 @@ def bytes_of_any_kind(data: st.DataObject) -> None:
         command = data.draw(commands(model))
         if data.draw(st.booleans()):
             command = data.draw(st.one_of(st.binary(max_size=200), mangled(command)))
-        first, second = [engine.apply(index, command) for engine in engines]
+        first, second = [engine.apply(entry(index, command)) for engine in engines]
         assert first == second
         assert engines[0].digest() == engines[1].digest()
         assert engines[0].applied_index == index

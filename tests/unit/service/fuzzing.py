@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.node import Node
-from raftstorage.node.raft.types import EntryKind
 from raftstorage.proto import PROTOCOL_VERSION
 from raftstorage.proto import storage_pb2 as pb
 
@@ -249,7 +248,7 @@ class Witness:
         while self.replica.applied_index < engine.applied_index:
             index = self.replica.applied_index + 1
             (entry,) = wal.entries(index, index + 1, 0)
-            outcome = self.replica.apply(index, entry.data if entry.kind is EntryKind.COMMAND else b"")
+            outcome = self.replica.apply(entry)
             if outcome.tid is not None and not outcome.repeated:
                 tids.append(outcome.tid)
         assert engine.digest() == self.replica.digest(), "the state is not what the log says"

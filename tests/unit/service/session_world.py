@@ -59,7 +59,8 @@ class FakeDriver:
         batch = []
         for data in self._log:
             index = self.engine.applied_index + 1
-            batch.append((Entry(self.term, index, EntryKind.COMMAND, data), self.engine.apply(index, data)))
+            entry = Entry(self.term, index, EntryKind.COMMAND, data)
+            batch.append((entry, self.engine.apply(entry)))
         self._log.clear()
         for listener in self.on_applied:
             listener(batch)

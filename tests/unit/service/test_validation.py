@@ -11,6 +11,8 @@ from raftstorage.node.service.validation import SessionLimits, parse_transaction
 from raftstorage.node.tids import LAST_GIVEN, after
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.commands import entry
+
 LIMITS = SessionLimits(max_record_bytes=100, max_transaction_bytes=200_000)
 OID = b"\0" * 7 + b"\1"
 LAST_OID = b"\x7f" + b"\xff" * 7
@@ -23,7 +25,7 @@ def parsed(*records: dict[str, Any], **fields: Any) -> pb.Transaction | pb.Failu
 
 def commit(engine: MemoryEngine, transaction: pb.Transaction, tid: bytes) -> Any:
     commit = pb.CommitCommand(transaction_id=tid * 2, tid=tid, transaction=transaction.SerializeToString())
-    return engine.apply(engine.applied_index + 1, pb.Command(commit=commit).SerializeToString())
+    return engine.apply(entry(engine.applied_index + 1, pb.Command(commit=commit).SerializeToString()))
 
 
 @pytest.mark.parametrize("oid", [b"\xff" * 8, b"\xff" * 7 + b"\xfe", b"\x80" + b"\0" * 7])
@@ -43,7 +45,7 @@ def test_behind_the_last_oid_that_can_be_stored_there_are_new_ones() -> None:
     engine = MemoryEngine()
     assert commit(engine, answer, b"\1" * 8).tid == b"\1" * 8
     allocate = pb.Command(allocate=pb.AllocateCommand(count=1 << 20)).SerializeToString()
-    first = engine.apply(engine.applied_index + 1, allocate).first_oid
+    first = engine.apply(entry(engine.applied_index + 1, allocate)).first_oid
     assert first is not None and first > LAST_OID
     given_out = parsed({"oid": first, "data": b"x"})
     assert isinstance(given_out, pb.Transaction)

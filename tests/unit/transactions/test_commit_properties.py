@@ -71,7 +71,8 @@ class Node:
         applied = []
         for index, (term, data) in enumerate(batch, begin + 1):
             kind = EntryKind.COMMAND if data else EntryKind.NOOP
-            applied.append((Entry(term, index, kind, data), self.engine.apply(index, data)))
+            entry = Entry(term, index, kind, data)
+            applied.append((entry, self.engine.apply(entry)))
         self.coordinator.applied(applied, self.world.now)
         if deposed:
             self.step_down()
@@ -139,7 +140,8 @@ class CommitMachine(RuleBasedStateMachine):
         done = len(self.committed)
         for term, data in self.leader.log[done : max(done + count, self.leader.begins)]:
             self.committed.append((term, data))
-            outcome = self.truth.apply(len(self.committed), data)
+            kind = EntryKind.COMMAND if data else EntryKind.NOOP
+            outcome = self.truth.apply(Entry(term, len(self.committed), kind, data))
             command = pb.Command.FromString(data)
             if outcome.refused:
                 given = pb.Transaction.FromString(command.commit.transaction).tid

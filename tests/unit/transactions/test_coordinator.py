@@ -53,7 +53,7 @@ class Node:
         for data in self.log:
             index = self.engine.applied_index + 1
             entry = Entry(term or self.term, index, EntryKind.COMMAND, data)
-            batch.append((entry, self.engine.apply(index, data)))
+            batch.append((entry, self.engine.apply(entry)))
         self.log.clear()
         self.coordinator.applied(batch, now)
 
