@@ -58,7 +58,7 @@ def opened(directory: NodeDirectory, identity: NodeIdentity) -> Iterator[Durable
         if engine.membership:
             membership = Membership.decode(engine.membership)
         else:
-            membership = Membership.initial(identity.members)
+            membership = Membership.initial(identity.members) if identity.members else Membership()
         yield Durable(wal, engine, membership)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.rocks import RocksStore
+from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import FetchSnapshot, SnapshotBase
 from raftstorage.node.snapshots import Fetched, SnapshotError, SnapshotFetcher, SnapshotObserver, SnapshotSource, point_to
@@ -76,7 +77,7 @@ class Healer:
         begin = loop.time()
         try:
             membership = Membership.decode(fetched.membership)
-            store = await asyncio.to_thread(RocksStore, fetched.path)
+            store = await asyncio.to_thread(_open, fetched)
         except (ValueError, EngineError) as error:
             self._observer.snapshot_failed("install")
             log.error("the snapshot at entry %d cannot be used: %s", fetched.index, error)
@@ -96,6 +97,16 @@ class Healer:
         for path in self._directory.glob("db*"):
             if path.is_dir() and path != keep:
                 remove_database(path)
+
+
+def _open(fetched: Fetched) -> RocksStore:
+    """The snapshot's store, if it holds what it says. EngineError."""
+    store = RocksStore(fetched.path)
+    state = StateMachine(store)
+    if (state.applied_index, state.applied_term) != (fetched.index, fetched.term):
+        store.close()
+        raise EngineError(f"{fetched.path} holds the state at entry {state.applied_index}, not at {fetched.index}")
+    return store
 
 
 def placer(directory: Path, wal: Wal) -> Callable[[SnapshotBase], None]:
