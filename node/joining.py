@@ -65,8 +65,10 @@ async def join(
         address=own_address,
         instance=found.identity.instance,
         version=versions.level,
-        protocol_version=versions.protocol,
-        min_protocol_version=versions.min_protocol,
+        oldest_version=versions.oldest_level,
+        protocol_version=versions.protocol[1],
+        min_protocol_version=versions.protocol[0],
+        software=versions.software,
     )
     deadline = asyncio.get_running_loop().time() + patience
     attempt, problem = 0, ""

@@ -165,18 +165,22 @@ class Replacement(_message.Message):
     def __init__(self, old: _Optional[int] = ..., by: _Optional[int] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("address", "instance", "version", "protocol_version", "min_protocol_version")
+    __slots__ = ("address", "instance", "version", "protocol_version", "min_protocol_version", "oldest_version", "software")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_FIELD_NUMBER: _ClassVar[int]
     address: str
     instance: str
     version: int
     protocol_version: int
     min_protocol_version: int
-    def __init__(self, address: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[int] = ..., protocol_version: _Optional[int] = ..., min_protocol_version: _Optional[int] = ...) -> None: ...
+    oldest_version: int
+    software: str
+    def __init__(self, address: _Optional[str] = ..., instance: _Optional[str] = ..., version: _Optional[int] = ..., protocol_version: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., oldest_version: _Optional[int] = ..., software: _Optional[str] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("cluster_id", "node_id", "replaces")

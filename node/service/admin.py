@@ -19,7 +19,7 @@ from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
 from raftstorage.node.raft.types import NotLeader
 from raftstorage.node.service.peers import CHANNEL_OPTIONS
-from raftstorage.node.versions import Versions, agreed, may_join
+from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
 
@@ -80,7 +80,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         free, reserve = self._insights.disk()
         reply = pb.StatusReply(
             version=self._software,
-            protocol_version=self._versions.protocol,
+            protocol_version=self._versions.protocol[1],
             cluster_id=self._identity.cluster_id,
             node_id=status.node_id,
             role=status.role.value,
@@ -215,10 +215,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def _join(self, request: pb.JoinRequest) -> pb.JoinReply:
         self._check_leads()
         _check_address(request.address)
-        theirs = Versions(request.min_protocol_version or request.protocol_version, request.protocol_version, request.version)
-        if agreed(self._versions, theirs) is None:
-            raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"this cluster speaks {self._versions}, the node {theirs}")
-        reason = may_join(self._driver.membership.level, theirs)
+        oldest, newest = request.min_protocol_version or request.protocol_version, request.protocol_version
+        theirs = Versions((oldest, newest), request.version, request.oldest_version, request.software[:64])
+        reason = may_join(self._driver.membership.level, theirs, self._versions)
         if reason:
             raise Refused(grpc.StatusCode.UNIMPLEMENTED, reason)
         known = self._members.admitted(request.instance)
