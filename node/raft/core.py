@@ -1,12 +1,13 @@
-"""The consensus core: Raft as a state machine (Ongaro & Ousterhout's paper; Ongaro's thesis, chapters 3, 4, 6, 9).
+"""The consensus core: Raft as a state machine (Ongaro & Ousterhout's paper; Ongaro's thesis, chapters 3 to 6, 9).
 
-Inputs are `tick`, `step`, `propose`, `read_index`, `transfer_leader` and `persisted`; effects are collected by
-`take_output`. What the message fields carry beyond their names:
+Inputs are `tick`, `step`, `propose`, `propose_membership`, `read_index`, `transfer_leader`, `install_snapshot` and
+`persisted`; effects are collected by `take_output`. What the message fields carry beyond their names:
 
 APPEND            `context` messages.TELLS_COMMIT: no entries, answered only when refused
 APPEND_REPLY      `log_index`: last index known to agree, durable by the time the message leaves; with `reject` the
                   index that did not agree, and `hint_index`, `hint_term` where the follower's log may
 HEARTBEAT(_REPLY) `context`: the round of reads that it confirms, 0 for none
+SNAPSHOT          `log_index`, `log_term`: the leader's log begins behind this entry, which it has a state for
 READ_INDEX        `context`: the request
 READ_INDEX_REPLY  `context`: the request, `log_index`: the read index; with `reject` the read is lost
 
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import election, following, leading
+from . import changing, dispatch, election, leading, snapshots
+from .changing import Leaver
+from .configurations import Configurations
 from .log import RaftLog
-from .messages import CANDIDATES_REQUESTS, LEADERS_MESSAGES, MOST_TERMS_AHEAD, is_sane
+from .membership import Change, Membership
 from .outbox import Outbox
 from .read_index import Read, ReadQueue
 from .tracker import PeerProgress
@@ -27,6 +30,7 @@ from .types import (
     Config,
     Entry,
     EntryKind,
+    FetchSnapshot,
     HardState,
     LogReader,
     Message,
@@ -38,6 +42,7 @@ from .types import (
     ReadState,
     Role,
     RoleChange,
+    SnapshotBase,
 )
 
 
@@ -45,19 +50,30 @@ class RaftCore:
     """One node's consensus state. Used from one thread.
 
     `log` holds the durable entries, `hard_state` the durable vote and term, `applied` the index up to which the
-    state machine has applied. Raises RaftInvariantError, as every input may: Raft's own guarantees are broken (a
-    disk lost what was durable), the node must stop. ValueError: `config` makes no sense.
+    state machine has applied, `membership` that as of `applied`: by default that of a new cluster of
+    `config.voters` and `config.learners`; one without members on a node that is to join. Raises
+    RaftInvariantError, as every input may: Raft's own guarantees are broken (a disk lost what was durable), the
+    node must stop. ValueError: `config` makes no sense.
 
-    `config`, `log`, `term`, `role`, `leader`, `commit_index`, `node_id`, `last_index` are for all to read; the
-    other attributes and the methods from `say` on are for the modules of this folder.
+    What "what can be asked" below lists, `config`, `log`, `term`, `role`, `leader`, `commit_index` and `voters`
+    are for all to read; the other attributes and the methods from `say` on are for the modules of this folder.
     """
 
     def __init__(
-        self, config: Config, log: LogReader, hard_state: HardState, applied: int, random: RandomSource
+        self,
+        config: Config,
+        log: LogReader,
+        hard_state: HardState,
+        applied: int,
+        random: RandomSource,
+        membership: Membership | None = None,
     ) -> None:
         config.check()
         self.config = config
         self.log = RaftLog(log)
+        self.role = Role.FOLLOWER
+        if applied < self.log.base:
+            raise RaftInvariantError(f"applied {applied}, but the log begins behind entry {self.log.base}")
         if applied > self.log.last_index or self.log.last_term > hard_state.term:
             raise RaftInvariantError(
                 f"applied {applied} and in term {hard_state.term}, but the log ends with entry "
@@ -65,27 +81,34 @@ class RaftCore:
             )
         self.term = hard_state.term
         self.vote = hard_state.vote
+        self.configurations = Configurations(
+            Membership.initial(config.voters, config.learners) if membership is None else membership,
+            applied,
+            self.log,
+            config.max_apply_bytes,
+        )
+        self._follow_membership()
         self.role = self._passive_role
         self.leader = 0
         self.commit_index = applied
-        self.members = (config.voters | config.learners) - {config.node_id}
-        #: Each of these voter sets must agree; two while a joint change is under way.
-        self.voters: tuple[frozenset[int], ...] = (config.voters,)
         self.outbox = Outbox(hard_state)
         self.elapsed = 0  # ticks since the leader was heard, a vote given or a campaign begun
         self.votes: dict[int, bool] = {}  # candidate's: granted or refused
-        self.peers: dict[int, PeerProgress] = {}  # leader's
+        self.peers: dict[int, PeerProgress] = {}  # leader's, of all other members
+        self.leavers: dict[int, Leaver] = {}  # leader's
         self.reads = ReadQueue()  # leader's
         self.transferring_to = 0  # leader's
         self._own_term_start = 0  # index of this leader's no-op
         self.heartbeat_elapsed = 0
         self.transfer_elapsed = 0
-        self._forwarded_reads: dict[int, int] = {}  # request -> age in ticks, asked of the leader
+        self.forwarded_reads: dict[int, int] = {}  # request -> age in ticks, asked of the leader
+        self.fetch: FetchSnapshot | None = None
         self._given_to_apply = applied
         self._random = random
         self._reads_out: list[ReadState] = []
         self._reads_lost: list[int] = []
         self._announced = RoleChange(self.role, self.term, 0)
+        self._announced_membership = self.membership
         self._draw_timeout()
 
     # ---- what can be asked ---------------------------------------------------------------------------
@@ -97,6 +120,16 @@ class RaftCore:
     @property
     def last_index(self) -> int:
         return self.log.last_index
+
+    @property
+    def membership(self) -> Membership:
+        """The newest in the log, committed or not: it is in effect."""
+        return self.configurations.newest
+
+    @property
+    def membership_index(self) -> int:
+        """Index of its entry. Of one that was handed in (at the start, with a snapshot): what it was as of."""
+        return self.configurations.index
 
     @property
     def has_own_term_commit(self) -> bool:
@@ -113,14 +146,14 @@ class RaftCore:
         """One tick of time went by."""
         self.elapsed += 1
         self.outbox.tick()
-        for request, age in list(self._forwarded_reads.items()):
-            self._forwarded_reads[request] = age + 1
+        for request, age in list(self.forwarded_reads.items()):
+            self.forwarded_reads[request] = age + 1
             if age + 1 >= self.config.election_ticks:
-                del self._forwarded_reads[request]
+                del self.forwarded_reads[request]
                 self._reads_lost.append(request)
         if self.role is Role.LEADER:
             leading.tick(self)
-        elif self.elapsed >= self._timeout and self._may_campaign:
+        elif self.elapsed >= self._timeout and self.may_campaign:
             election.campaign(self, pre=True)
 
     def propose(self, data: Sequence[bytes]) -> int:
@@ -132,6 +165,23 @@ class RaftCore:
         first = self.log.last_index + 1
         self.log.append([Entry(self.term, first + i, EntryKind.COMMAND, each) for i, each in enumerate(data)])
         return first
+
+    def propose_membership(self, change: Change) -> int:
+        """Appends an entry that changes the membership, at once in effect; returns its index.
+
+        If the voters change it is joint: when it is committed the leader appends the entry that ends that, and
+        when that one is committed a leader that has no vote any more hands over. NotLeader. MembershipError: it
+        makes no sense or would come to nothing (now), with the reason.
+        """
+        return changing.propose(self, change)
+
+    def install_snapshot(self, index: int, term: int, membership: Membership) -> bool:
+        """The state up to and with the entry `index` of `term` is here, its membership as of there.
+
+        True: it is what is applied now and what the log begins behind; the next Output.persist tells the disk
+        (Persist.snapshot), and until then nothing behind it is applied. False: it is too old, nothing changed.
+        """
+        return snapshots.install(self, index, term, membership)
 
     def persisted(self, ticket: int) -> None:
         """Everything up to this ticket is durable."""
@@ -147,7 +197,7 @@ class RaftCore:
         if self.role is Role.LEADER:
             self.reads.add(self.node_id, request)
         elif self.leader:
-            self._forwarded_reads[request] = 0
+            self.forwarded_reads[request] = 0
             self.say(MessageType.READ_INDEX, self.leader, context=request)
         else:
             self._reads_lost.append(request)
@@ -160,32 +210,23 @@ class RaftCore:
         """
         if self.role is not Role.LEADER:
             return
-        candidates = [node for node in self.peers if any(node in voters for voters in self.voters)]
+        candidates = self.membership.voters & self.peers.keys()
         if to_node == 0 and candidates:
-            to_node = max(candidates, key=lambda node: (self.peers[node].recent_active, self.peers[node].match))
+            to_node = max(candidates, key=self._fitness)
         if to_node in candidates:
             self.transferring_to = to_node
             self.transfer_elapsed = 0
             leading.try_transfer(self)
 
+    def _fitness(self, node: int) -> tuple[bool, bool, int, int, int]:
+        """Of a successor: one that lives, then the one that lacks least."""
+        peer = self.peers[node]
+        lately, live = 3 * self.config.heartbeat_ticks, self.config.election_ticks
+        return peer.is_live(lately), peer.is_live(live), peer.match, -peer.silent_ticks, -node
+
     def step(self, message: Message) -> None:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
-        if message.from_node not in self.members or message.to_node != self.node_id or not is_sane(message):
-            return
-        if message.term > self.term + MOST_TERMS_AHEAD:
-            return
-        if message.term > self.term:
-            if message.type in CANDIDATES_REQUESTS and self._hears_leader and not message.transfer:
-                return  # thesis 4.2.3: a leader is alive; the sender may be a node that was cut off
-            # A pre-vote speaks of a term that nobody is in yet; but its refusal is in the refuser's own term.
-            if message.type is not MessageType.PRE_VOTE and (
-                message.type is not MessageType.PRE_VOTE_REPLY or message.reject
-            ):
-                self.become_follower(message.term, message.from_node if message.type in LEADERS_MESSAGES else 0)
-        elif message.term < self.term:
-            self._answer_old_term(message)
-            return
-        self._step_current(message)
+        dispatch.step(self, message)
 
     def take_output(self) -> Output:
         """All effects since the last call. Call until it is empty: what is applied comes in bounded pieces."""
@@ -196,11 +237,21 @@ class RaftCore:
         role = RoleChange(self.role, self.term, self.leader)
         changed = role if role != self._announced else None
         self._announced = role
+        membership = self.membership if self.membership != self._announced_membership else None
+        self._announced_membership = self.membership
         output = Output(
-            send, persist, self._take_applicable(), tuple(self._reads_out), tuple(self._reads_lost), changed
+            send,
+            persist,
+            self._take_applicable(),
+            tuple(self._reads_out),
+            tuple(self._reads_lost),
+            changed,
+            membership,
+            self.fetch,
         )
         self._reads_out.clear()
         self._reads_lost.clear()
+        self.fetch = None
         return output
 
     def has_output(self) -> bool:
@@ -209,8 +260,10 @@ class RaftCore:
             self.outbox.has_any(HardState(self.term, self.vote), self.log)
             or self._reads_out
             or self._reads_lost
-            or self._given_to_apply < min(self.commit_index, self.log.stable)
+            or self.fetch is not None
+            or self._given_to_apply < self._applicable
             or RoleChange(self.role, self.term, self.leader) != self._announced
+            or self.membership != self._announced_membership
             or (self.role is Role.LEADER and leading.has_work(self))
         )
 
@@ -271,10 +324,22 @@ class RaftCore:
 
     def commit_to(self, index: int) -> None:
         """What is committed stays so."""
-        self.commit_index = max(self.commit_index, index)
+        if index <= self.commit_index:
+            return
+        self.commit_index = index
+        self.configurations.commit(index)
+        if self.role is Role.LEADER:
+            changing.on_commit(self)
+        else:
+            self._refresh_role()
+
+    @property
+    def _applicable(self) -> int:
+        """What is committed is applied when it is durable here, and so is the state that it follows."""
+        return self._given_to_apply if self.log.is_restoring else min(self.commit_index, self.log.stable)
 
     def _take_applicable(self) -> tuple[Entry, ...]:
-        ready = min(self.commit_index, self.log.stable)
+        ready = self._applicable
         if ready <= self._given_to_apply:
             return ()
         entries = self.log.entries(
@@ -283,11 +348,46 @@ class RaftCore:
         self._given_to_apply = entries[-1].index
         return entries
 
+    # ---- the log and the membership in it ------------------------------------------------------------
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Puts consecutive entries behind the last one; a membership among them is in effect at once."""
+        self.log.append(entries)
+        if self.configurations.append(entries):
+            self._follow_membership()
+
+    def truncate(self, index: int) -> None:
+        """Forgets the entries from `index` on, and the memberships in them. RaftInvariantError."""
+        self.log.truncate(index, self.commit_index)
+        if self.configurations.truncate(index):
+            self._follow_membership()
+
+    def replace_log(self, base: SnapshotBase) -> None:
+        """All up to `base` is committed and applied, by a state that came from elsewhere."""
+        keep = self.log.matches(base.index, base.term)
+        self.log.restore(base)
+        self.configurations.restore(base.index, base.membership, keep=keep)
+        self.commit_index = self._given_to_apply = base.index
+        self._follow_membership()
+
+    def _follow_membership(self) -> None:
+        self.members = self.membership.ids - {self.node_id}
+        #: Each of these voter sets must agree; two while a joint change is under way.
+        self.voters: tuple[frozenset[int], ...] = self.membership.configurations
+        if self.role is Role.LEADER:
+            changing.on_membership(self)
+        else:
+            self._refresh_role()
+
+    def _refresh_role(self) -> None:
+        if self.role in (Role.FOLLOWER, Role.LEARNER):
+            self.role = self._passive_role
+
     # ---- roles ---------------------------------------------------------------------------------------
 
     @property
-    def _may_campaign(self) -> bool:
-        return any(self.node_id in voters for voters in self.voters) and not self.disk_hangs
+    def may_campaign(self) -> bool:
+        return self.configurations.may_campaign(self.node_id) and not self.disk_hangs
 
     @property
     def disk_hangs(self) -> bool:
@@ -296,10 +396,10 @@ class RaftCore:
 
     @property
     def _passive_role(self) -> Role:
-        return Role.LEARNER if self.config.node_id in self.config.learners else Role.FOLLOWER
+        return Role.FOLLOWER if self.configurations.may_campaign(self.node_id) else Role.LEARNER
 
     @property
-    def _hears_leader(self) -> bool:
+    def hears_leader(self) -> bool:
         return self.leader != 0 and self.elapsed < self.config.election_ticks
 
     def _draw_timeout(self) -> None:
@@ -310,8 +410,8 @@ class RaftCore:
         """Enters a role afresh. All that belonged to the old one, or to the old leader, is dropped."""
         for read in self.reads.clear():
             self.answer_read(read, None)
-        self._reads_lost.extend(self._forwarded_reads)  # bound to the leader that they were asked of
-        self._forwarded_reads.clear()
+        self._reads_lost.extend(self.forwarded_reads)  # bound to the leader that they were asked of
+        self.forwarded_reads.clear()
         if term != self.term:
             self.term = term
             self.vote = 0
@@ -320,6 +420,7 @@ class RaftCore:
         self.elapsed = 0
         self.votes = {}
         self.peers = {}
+        self.leavers = {}
         self.transferring_to = 0
         self._draw_timeout()
 
@@ -330,58 +431,5 @@ class RaftCore:
         self.become(Role.LEADER, self.term, self.node_id)
         self.heartbeat_elapsed = 0
         self._own_term_start = self.log.last_index + 1
-        self.peers = {
-            node: PeerProgress(self._own_term_start, recent_active=True) for node in sorted(self.members)
-        }
+        self.peers = {node: PeerProgress(self._own_term_start) for node in sorted(self.members)}
         self.log.append([Entry(self.term, self._own_term_start, EntryKind.NOOP)])
-
-    # ---- messages ------------------------------------------------------------------------------------
-
-    def _answer_old_term(self, message: Message) -> None:
-        """Tells a sender that is behind which term it is; it steps down or updates itself (paper 5.1)."""
-        to = message.from_node
-        match message.type:
-            case MessageType.APPEND | MessageType.HEARTBEAT:
-                self.say(MessageType.APPEND_REPLY, to, durable=True, reject=True, log_index=message.log_index)
-            case MessageType.PRE_VOTE:
-                self.say(MessageType.PRE_VOTE_REPLY, to, durable=True, reject=True)
-            case MessageType.VOTE:
-                self.say(MessageType.VOTE_REPLY, to, durable=True, reject=True)
-            case MessageType.READ_INDEX:
-                self.say(MessageType.READ_INDEX_REPLY, to, durable=True, reject=True, context=message.context)
-
-    def _step_current(self, message: Message) -> None:
-        """A message in this node's term, or a pre-vote's in a later one."""
-        match message.type:
-            case MessageType.APPEND:
-                if following.accept_leader(self, message):
-                    following.on_append(self, message)
-            case MessageType.APPEND_REPLY:
-                if self.role is Role.LEADER:
-                    leading.on_append_reply(self, message)
-            case MessageType.HEARTBEAT:
-                if following.accept_leader(self, message):
-                    following.on_heartbeat(self, message)
-            case MessageType.HEARTBEAT_REPLY:
-                if self.role is Role.LEADER:
-                    leading.on_heartbeat_reply(self, message)
-            case MessageType.PRE_VOTE | MessageType.VOTE:
-                election.on_request(self, message)
-            case MessageType.PRE_VOTE_REPLY | MessageType.VOTE_REPLY:
-                election.on_reply(self, message)
-            case MessageType.READ_INDEX:
-                read = Read(message.from_node, message.context, 0)
-                if self.role is Role.LEADER:
-                    self.reads.add(read.node, read.request)
-                else:
-                    self.answer_read(read, None)
-            case MessageType.READ_INDEX_REPLY:
-                if (
-                    message.from_node == self.leader
-                    and self._forwarded_reads.pop(message.context, None) is not None
-                ):
-                    own = Read(self.node_id, message.context, 0)
-                    self.answer_read(own, None if message.reject else message.log_index)
-            case MessageType.TIMEOUT_NOW:
-                if following.accept_leader(self, message) and self._may_campaign:
-                    election.campaign(self, pre=False, transfer=True)

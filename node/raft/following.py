@@ -45,7 +45,7 @@ def on_append(core: RaftCore, message: Message) -> None:
             )
         previous, previous_term, entries = core.commit_index, entries[known - 1].term, entries[known:]
     if not log.matches(previous, previous_term):
-        hint = log.last_with_term_at_most(previous, previous_term)
+        hint = max(log.last_with_term_at_most(previous, previous_term), log.base)
         core.say(
             MessageType.APPEND_REPLY,
             message.from_node,
@@ -60,8 +60,8 @@ def on_append(core: RaftCore, message: Message) -> None:
         if not log.matches(entry.index, entry.term):
             # Only a real conflict cuts the log: an old, shorter message must not (paper 5.3).
             if entry.index <= log.last_index:
-                log.truncate(entry.index, core.commit_index)
-            log.append(entries[position:])
+                core.truncate(entry.index)
+            core.append(entries[position:])
             break
     last = previous + len(entries)
     core.commit_to(min(message.commit, last))

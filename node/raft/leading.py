@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from . import changing, snapshots
 from .messages import TELLS_COMMIT
 from .quorum import committed_index, has_quorum
 from .tracker import PeerProgress, ProgressState
@@ -16,23 +18,27 @@ if TYPE_CHECKING:
 def tick(core: RaftCore) -> None:
     """One tick of a leader's time."""
     election_ticks = core.config.election_ticks
+    for peer in core.peers.values():
+        peer.silent_ticks += 1
     if core.elapsed >= election_ticks:
         core.elapsed = 0
-        active = {node for node, peer in core.peers.items() if peer.recent_active} | {core.node_id}
+        # Who is new, or whose leader is, counts as heard once.
+        active = {node for node, peer in core.peers.items() if peer.silent_ticks <= election_ticks} | {
+            core.node_id
+        }
         if not has_quorum(core.voters, active):  # check-quorum (thesis 6.2)
             core.become_follower(core.term, 0)
             return
-        for peer in core.peers.values():
-            peer.recent_active = False
     if core.transferring_to:
         core.transfer_elapsed += 1
         if core.transfer_elapsed >= election_ticks:
             core.transferring_to = 0
-            if core.disk_hangs:  # nobody took over; they will, when they hear nobody
+            if not core.may_campaign:  # nobody took over; they will, when they hear nobody
                 core.become_follower(core.term, 0)
                 return
     elif core.disk_hangs:
         core.transfer_leader()
+    changing.tick(core)
     for read in core.reads.tick(election_ticks):
         core.answer_read(read, None)
     core.heartbeat_elapsed += 1
@@ -44,9 +50,16 @@ def tick(core: RaftCore) -> None:
 def heartbeat(core: RaftCore) -> None:
     """To all peers; the newest unconfirmed read round rides along, in case its own messages were lost."""
     context = core.reads.newest_context
-    for node, peer in core.peers.items():
+    for node, peer in _reached(core):
         # No more than the peer is known to have: its log may differ behind that.
         core.say(MessageType.HEARTBEAT, node, commit=min(peer.match, core.commit_index), context=context)
+
+
+def _reached(core: RaftCore) -> Iterator[tuple[int, PeerProgress]]:
+    """The members, and who was one and is to hear that it is none any more."""
+    yield from core.peers.items()
+    for node, leaver in core.leavers.items():
+        yield node, leaver.peer
 
 
 def start_read_round(core: RaftCore) -> None:
@@ -69,7 +82,7 @@ def has_work(core: RaftCore) -> bool:
     """Is there a message that only `take_output` makes?"""
     if core.reads.wants_round and core.has_own_term_commit:
         return True
-    return any(_wants(core, peer) for peer in core.peers.values())
+    return any(_wants(core, peer) for _, peer in _reached(core))
 
 
 def _wants(core: RaftCore, peer: PeerProgress) -> bool:
@@ -89,10 +102,10 @@ def send_entries(core: RaftCore) -> None:
     last = log.last_index
     # Followers mostly stand at the same place: the entries are read from the log once.
     read_from, read = 0, tuple[Entry, ...]()
-    for node, peer in core.peers.items():
+    for node, peer in _reached(core):
         while _wants(core, peer):
-            if peer.next <= log.first_index > 1:  # the term of the entry before is needed too
-                peer.become_snapshot()
+            if peer.next <= log.base:
+                snapshots.offer(core, node, peer)
                 break
             if read_from != peer.next:
                 read_from = peer.next
@@ -103,6 +116,8 @@ def send_entries(core: RaftCore) -> None:
                 peer.probe_sent = True
             elif read:
                 peer.sent(read[-1].index, sum(len(entry.data) for entry in read))
+    if core.leavers:
+        changing.release_leavers(core)
 
 
 def _append_message(
@@ -132,33 +147,34 @@ def advance_commit(core: RaftCore) -> None:
         core.commit_to(index)
 
 
-def on_heartbeat_reply(core: RaftCore, message: Message) -> None:
+def on_heartbeat_reply(core: RaftCore, message: Message, peer: PeerProgress) -> None:
     """The peer lives, and at the time of the heartbeat it knew no later leader."""
-    peer = core.peers[message.from_node]
-    peer.recent_active = True
+    peer.hears()
     if message.context:
         core.reads.answered(message.context, message.from_node)
         _confirm_reads(core)
     if peer.state is ProgressState.PROBE:
         peer.probe_sent = False  # it answers: the probe or its answer may have been lost
-    elif peer.state is ProgressState.REPLICATE and peer.match < core.log.last_index:
+    elif peer.state is ProgressState.SNAPSHOT or peer.next <= core.log.base:
+        snapshots.offer(core, message.from_node, peer)  # the offer may have been lost, or be too old by now
+    elif peer.match < core.log.last_index:
         # What is in flight may be lost: an empty APPEND behind it is refused if it is.
         _append_message(core, message.from_node, peer, ())
     if message.from_node == core.transferring_to:
         try_transfer(core)  # TIMEOUT_NOW may be lost too
 
 
-def on_append_reply(core: RaftCore, message: Message) -> None:
+def on_append_reply(core: RaftCore, message: Message, peer: PeerProgress) -> None:
     """`log_index` is what agrees and is durable there, or what was refused."""
-    peer = core.peers[message.from_node]
-    peer.recent_active = True
+    peer.hears()
     index = message.log_index
     if message.reject:
         _on_reject(core, peer, message)
     elif index <= core.log.last_index:
-        if index > peer.match or peer.state is ProgressState.PROBE:
-            # In probe an equal answer also says that the logs agree there, if it is the one that was asked for.
-            agrees = index >= peer.next - 1
+        if index > peer.match or peer.state is not ProgressState.REPLICATE:
+            # In probe an equal answer also says that the logs agree there, if it is the one that was asked for; of
+            # a state it says that the log goes on from there.
+            agrees = index >= (core.log.base if peer.state is ProgressState.SNAPSHOT else peer.next - 1)
             peer.acknowledged(index)
             if agrees and peer.state is not ProgressState.REPLICATE:
                 peer.become_replicate()
@@ -169,7 +185,7 @@ def on_append_reply(core: RaftCore, message: Message) -> None:
 
 def _on_reject(core: RaftCore, peer: PeerProgress, message: Message) -> None:
     index = message.log_index
-    if index <= peer.match or index > core.log.last_index:
+    if index <= peer.match or index > core.log.last_index or peer.state is ProgressState.SNAPSHOT:
         return  # an old answer, or nonsense
     if peer.state is ProgressState.PROBE and index != peer.next - 1:
         return  # to an earlier probe

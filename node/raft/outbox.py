@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from .log import RaftLog
-from .types import HardState, Message, Persist
+from .types import HardState, Message, MessageType, Persist
 
 
 class Outbox:
@@ -31,6 +31,14 @@ class Outbox:
         """Queues a message that may leave only when all that this node remembers now is durable."""
         self._after_write.append(message)
 
+    def drop_acknowledgements(self) -> None:
+        """Forgets to acknowledge what no write was made for: the log is about to be replaced."""
+        self._after_write = [
+            message
+            for message in self._after_write
+            if message.type is not MessageType.APPEND_REPLY or message.reject
+        ]
+
     def has_any(self, state: HardState, log: RaftLog) -> bool:
         return bool(self._send or self._after_write or state != self._queued or log.has_unwritten)
 
@@ -41,10 +49,11 @@ class Outbox:
         if changed is not None or log.has_unwritten or (self._after_write and self._tickets):
             # Without anything to write it is a place in the queue, behind the writes that the messages wait for.
             self._last_ticket += 1
+            base = log.take_base()
             entries = log.take_unwritten(self._last_ticket)
             self._tickets.append((self._last_ticket, state))
             self._queued = state
-            persist = (Persist(self._last_ticket, changed, entries, tuple(self._after_write)),)
+            persist = (Persist(self._last_ticket, changed, entries, tuple(self._after_write), base),)
         else:
             self._send += self._after_write
         self._after_write.clear()

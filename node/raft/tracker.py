@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 class ProgressState(enum.StrEnum):
     PROBE = "probe"  # one message at a time until the logs are known to agree
     REPLICATE = "replicate"  # pipelined
-    SNAPSHOT = "snapshot"  # the log no longer has what the follower needs: nothing is sent
+    SNAPSHOT = "snapshot"  # the log no longer has what the follower needs: it is told where a state is to be had
 
 
 @dataclass(slots=True)
 class PeerProgress:
-    """`match`: highest index known to be durable there. `next`: what to send next.
+    """`match`: highest index known to be durable there. `next`: what to send next. `silent_ticks`: since it was
+    heard, or since it counts; `heard`: it was, by this leader.
 
     In flight: (last index, bytes) of each APPEND with entries that was not answered. It holds no entry: what is
     sent again is read from the log again.
@@ -24,11 +25,21 @@ class PeerProgress:
     next: int
     match: int = 0
     state: ProgressState = ProgressState.PROBE
-    recent_active: bool = False
+    silent_ticks: int = 0
+    heard: bool = False
     probe_sent: bool = False
     told_commit: int = 0
     inflight: deque[tuple[int, int]] = field(default_factory=deque)
     inflight_bytes: int = 0
+
+    def hears(self) -> None:
+        """Something came from it in this leader's term."""
+        self.heard = True
+        self.silent_ticks = 0
+
+    def is_live(self, ticks: int) -> bool:
+        """Was it heard within so many ticks?"""
+        return self.heard and self.silent_ticks <= ticks
 
     def may_send(self, max_messages: int, max_bytes: int) -> bool:
         """Is there room in the window?"""

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .membership import Membership
+
 
 class EntryKind(enum.IntEnum):
     """What `Entry.data` holds; the numbers are those of `raft.proto`."""
@@ -83,10 +85,29 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotBase:
+    """The log begins behind this entry: a durable state, with this membership, covers all up to it."""
+
+    index: int
+    term: int
+    membership: Membership
+
+
+@dataclass(frozen=True, slots=True)
+class FetchSnapshot:
+    """A state that covers at least the entry `index` of `term` is to be had from `from_node`, the leader."""
+
+    from_node: int
+    index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class Persist:
     """One write to the log, and what may be said once it is durable.
 
-    The driver writes `hard_state` (if not None) and `entries` (replacing whatever the log holds from
+    The driver writes `hard_state` (if not None), then `snapshot` (if not None: the log begins behind it; what the
+    log holds behind it is kept only if it holds that entry), then `entries` (replacing whatever the log holds from
     `entries[0].index` on), syncs, calls `core.persisted(ticket)` and only then sends `then_send`, in order.
     Tickets rise by one; persists are made durable in their order (several may share one sync).
     """
@@ -95,6 +116,7 @@ class Persist:
     hard_state: HardState | None
     entries: tuple[Entry, ...]
     then_send: tuple[Message, ...]
+    snapshot: SnapshotBase | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +146,8 @@ class Output:
     `reads`      reads that were confirmed (ReadIndex, thesis 6.4)
     `reads_lost` requests of reads that will not be answered: the leader changed; ask again
     `role`       the newest role change, if there was one
+    `membership` the newest in the log is another one: appended, taken back, or a snapshot's; it counts at once
+    `fetch`      this node needs a snapshot; asked for again until it is installed or not needed any more
     """
 
     send: tuple[Message, ...] = ()
@@ -132,17 +156,20 @@ class Output:
     reads: tuple[ReadState, ...] = ()
     reads_lost: tuple[int, ...] = ()
     role: RoleChange | None = None
+    membership: Membership | None = None
+    fetch: FetchSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
     """A core's settings. Times are in ticks; a driver's tick is 50 ms by default.
 
-    `voters` and `learners` are node ids; `node_id` is never used again for another node.
+    `voters` and `learners` are node ids, the members of a new cluster, and only of use where no membership is
+    known yet. `node_id` is never used again for another node.
     """
 
     node_id: int
-    voters: frozenset[int]
+    voters: frozenset[int] = field(default_factory=frozenset)
     learners: frozenset[int] = field(default_factory=frozenset)
     election_ticks: int = 10  # a follower campaigns after election_ticks .. 2 * election_ticks - 1 of silence
     heartbeat_ticks: int = 1
@@ -153,11 +180,9 @@ class Config:
     max_apply_bytes: int = 8 << 20  # committed entries handed out in one Output, at least one
 
     def check(self) -> None:
-        """ValueError for a configuration that no cluster can have."""
-        if self.voters & self.learners:
-            raise ValueError(f"both voters and learners: {sorted(self.voters & self.learners)}")
-        if not self.voters or min(self.voters | self.learners) < 1 or self.node_id < 1:
-            raise ValueError("a cluster has voters, and node ids are 1 or more")
+        """ValueError for settings that no core can have."""
+        if self.node_id < 1:
+            raise ValueError("node ids are 1 or more")
         if not 1 <= self.heartbeat_ticks < self.election_ticks:
             raise ValueError("a heartbeat must come at least once in each election timeout")
         if min(self.max_message_entries, self.max_inflight_messages, self.max_inflight_bytes) < 1:
@@ -170,13 +195,14 @@ class LogReader(Protocol):
     """The durable log as the core reads it; `node.wal.Wal` and the tests' memory log both are one."""
 
     def first_index(self) -> int:
-        """Index of the first entry that is still there; 1 in a log that was never cut."""
+        """Index of the first entry that is still there; 1 in a log that was never cut. It may rise between calls
+        of the core, in the core's thread; the entry before it, the base, keeps its term."""
 
     def last_index(self) -> int:
         """Index of the last entry; first_index() - 1 when there is none."""
 
     def term(self, index: int) -> int:
-        """Term of the entry at `index`; 0 for index 0. IndexError when it is not there."""
+        """Term of the entry at `index`, or of the base; 0 for index 0. IndexError when it is not there."""
 
     def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
         """Entries low <= index < high, at least one and then at most `max_bytes` of data. IndexError as above."""
