@@ -42,6 +42,11 @@ class PeersStub:
                 request_serializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
                 response_deserializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_stream(
+                '/raftstorage.v1.Peers/Snapshot',
+                request_serializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.FromString,
+                _registered_method=True)
 
 
 class PeersServicer:
@@ -56,6 +61,17 @@ class PeersServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """A copy of the sender's database for a peer whose entries are no longer in the log, on a connection of its own
+        so that no heartbeat waits behind it. First the manifest, then the files' bytes in the manifest's order, each
+        file from the position that the request names. Ends with INVALID_ARGUMENT (positions that do not fit the snapshot),
+        FAILED_PRECONDITION or UNIMPLEMENTED (the hello, as Exchange), RESOURCE_EXHAUSTED (enough receivers: ask again
+        later), DATA_LOSS (the sender's own files are damaged), UNAVAILABLE (no snapshot can be made now).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -63,6 +79,11 @@ def add_PeersServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
                     response_serializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +116,33 @@ class Peers:
             '/raftstorage.v1.Peers/Exchange',
             raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
             raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/raftstorage.v1.Peers/Snapshot',
+            raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.SerializeToString,
+            raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.FromString,
             options,
             channel_credentials,
             insecure,
