@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from raftstorage.node.identity import NodeIdentity
 
 _FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_SLOW = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -27,6 +28,10 @@ class NodeMetrics:
       `votes`      counter by `result`: "reserved", "conflict", "refused"
       `conflicts`  counter by `kind`: "write", "read"
       `commits`    counter by `result`: "committed", "repeated", "conflict", "refused", "lost"
+
+    For snapshots, by `event`:
+      `snapshots`  counter, and `snapshot_seconds` histogram: "made", "served", "fetched", "installed"
+      `snapshot_failures`  counter: "make", "serve", "fetch", "install"
     """
 
     def __init__(self) -> None:
@@ -70,6 +75,28 @@ class NodeMetrics:
             ["peer"],
             registry=registry,
         )
+        self.snapshot_bytes = Counter(
+            name + "snapshot_bytes", "Bytes of snapshots", ["direction"], registry=registry
+        )
+        self.snapshots = Counter(name + "snapshots", "Snapshots, by what was done", ["event"], registry=registry)
+        self.snapshot_failures = Counter(
+            name + "snapshot_failures", "What failed of snapshots", ["event"], registry=registry
+        )
+        self.snapshot_seconds = Histogram(
+            name + "snapshot_seconds", "How long it took", ["event"], buckets=_SLOW, registry=registry
+        )
+        self.snapshot_fetch_done = Gauge(
+            name + "snapshot_fetch_done_bytes", "Of the snapshot that is being fetched", registry=registry
+        )
+        self.snapshot_fetch_total = Gauge(
+            name + "snapshot_fetch_total_bytes", "Size of the snapshot that is being fetched", registry=registry
+        )
+        for direction in ("sent", "received"):
+            self.snapshot_bytes.labels(direction)
+        for event in ("made", "served", "fetched", "installed"):
+            self.snapshots.labels(event)
+        for event in ("make", "serve", "fetch", "install"):
+            self.snapshot_failures.labels(event)
         self._server: WSGIServer | None = None
 
     def watch(self, driver: Driver, identity: NodeIdentity) -> None:
@@ -112,6 +139,25 @@ class NodeMetrics:
 
     def role_changed(self) -> None:
         self.role_changes.inc()
+
+    # What snapshots report (snapshots.SnapshotObserver).
+
+    def snapshot_sent(self, count: int) -> None:
+        self.snapshot_bytes.labels("sent").inc(count)
+
+    def snapshot_received(self, count: int) -> None:
+        self.snapshot_bytes.labels("received").inc(count)
+
+    def snapshot_done(self, what: str, seconds: float) -> None:
+        self.snapshots.labels(what).inc()
+        self.snapshot_seconds.labels(what).observe(seconds)
+
+    def snapshot_failed(self, what: str) -> None:
+        self.snapshot_failures.labels(what).inc()
+
+    def snapshot_progress(self, done: int, total: int) -> None:
+        self.snapshot_fetch_done.set(done)
+        self.snapshot_fetch_total.set(total)
 
     # The page.
 

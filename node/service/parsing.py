@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,9 +13,9 @@ _MALFORMED = object()
 
 
 class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs only
-    """Answers INVALID_ARGUMENT in place of grpc.aio's UNKNOWN, for unary calls.
+    """Answers INVALID_ARGUMENT in place of grpc.aio's UNKNOWN, for calls with one request.
 
-    Our handlers of streams see a DecodeError themselves.
+    Our handlers of streams of requests see a DecodeError themselves.
     """
 
     async def intercept_service(
@@ -23,9 +24,9 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or handler.response_streaming:
+        if handler is None or handler.request_streaming or inspect.isasyncgenfunction(handler.unary_stream):
             return handler
-        parse, serve = handler.request_deserializer, handler.unary_unary
+        parse, serve = handler.request_deserializer, handler.unary_stream or handler.unary_unary
 
         def parse_or_mark(data: bytes) -> Any:
             try:
@@ -38,4 +39,6 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed")
             return await serve(request, context)
 
-        return grpc.unary_unary_rpc_method_handler(serve_or_refuse, parse_or_mark, handler.response_serializer)
+        streams = handler.response_streaming
+        make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        return make(serve_or_refuse, parse_or_mark, handler.response_serializer)

@@ -133,6 +133,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         self._links: dict[int, _Link] = {}
         self._dialers: list[asyncio.Task[None]] = []
         self._complaints: dict[int, str] = {}
+        #: Serves `Snapshot`: `service.snapshots.SnapshotService.serve`, on a node that has snapshots.
+        self.serve_snapshot: Callable[[pb.SnapshotRequest, Any], Awaitable[None]] | None = None
         for peer in self._peers:
             metrics.peer_connected.labels(str(peer)).set(0)
             metrics.peer_dropped.labels(str(peer))
@@ -209,6 +211,13 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is not a PeerBatch")
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
+
+    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> None:  # noqa: N802 - generated name
+        """gRPC handler of a peer that asks for this node's database."""
+        if self.serve_snapshot is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this node serves no snapshots")
+        else:
+            await self.serve_snapshot(request, context)
 
     # ---- both ----------------------------------------------------------------------------------------
 
