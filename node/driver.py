@@ -165,6 +165,16 @@ class Driver:
         return self._core.membership_index
 
     @property
+    def first_index(self) -> int:
+        """Of the log; what is older was cut."""
+        return self._wal.first_index()
+
+    @property
+    def disk_hangs(self) -> bool:
+        """No write to the log ended for two election timeouts."""
+        return self._core.disk_hangs
+
+    @property
     def last_index(self) -> int:
         return self._core.last_index
 

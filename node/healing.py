@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Healer:
     """Listens to the driver. One snapshot at a time; while it comes, further wishes are dropped: they are repeated.
 
-    `source(address)`: where a snapshot is pulled from. Used from the loop.
+    `source(node id, host:port)`: where a snapshot is pulled from. Used from the loop.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Healer:
         directory: Path,
         wal: Wal,
         fetcher: SnapshotFetcher,
-        source: Callable[[str], SnapshotSource],
+        source: Callable[[int, str], SnapshotSource],
         observer: SnapshotObserver,
     ) -> None:
         self._driver = driver
@@ -64,7 +64,7 @@ class Healer:
 
     async def _heal(self, node_id: int, address: str) -> None:
         try:
-            fetched = await self._fetcher.fetch(self._source(address))
+            fetched = await self._fetcher.fetch(self._source(node_id, address))
         except SnapshotError as error:
             self._observer.snapshot_failed("fetch")
             log.warning("no snapshot of node %d at %s yet: %s", node_id, address, error)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from raftstorage.node.identity import Found, NodeDirectory, NodeIdentity, Wish, new_instance
-from raftstorage.node.service.peers import CHANNEL_OPTIONS
+from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.node.versions import Versions
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc

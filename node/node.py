@@ -7,27 +7,36 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import NoReturn
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
 
 from raftstorage.node.compaction import Compactor
 from raftstorage.node.driver import Driver, LeadershipLost
-from raftstorage.node.engine import RocksEngine
-from raftstorage.node.engine.api import EngineError, EngineWriteError
+from raftstorage.node.durable import opened
+from raftstorage.node.engine.api import Checkpointed, EngineError, EngineWriteError
 from raftstorage.node.founding import settle
 from raftstorage.node.healing import Healer, placer
-from raftstorage.node.identity import NodeDirectory, NodeIdentity
+from raftstorage.node.identity import DirectoryError, NodeDirectory
+from raftstorage.node.leadership import Leadership
 from raftstorage.node.members import Members
 from raftstorage.node.options import NodeOptions, split_address
-from raftstorage.node.raft.membership import Membership
+from raftstorage.node.raft.membership import Member
 from raftstorage.node.raft.types import Config, Message, NotLeader, Role, RoleChange
 from raftstorage.node.service.admin import AdminService, Insights
 from raftstorage.node.service.metrics import NodeMetrics
+from raftstorage.node.service.peer_hello import PeerInfo
+from raftstorage.node.service.peer_problems import PeerProblem
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
 from raftstorage.node.service.sessions import SessionLimits, StorageService
-from raftstorage.node.wal import Wal, WalDamaged
+from raftstorage.node.service.snapshots import GrpcSource, SnapshotService
+from raftstorage.node.snapshots import ServeOptions, SnapshotFetcher, SnapshotStore
+from raftstorage.node.versions import VERSIONS, Versions
+from raftstorage.node.wal import WalDamaged
+from raftstorage.node.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +65,8 @@ def end_process(error: BaseException) -> NoReturn:
     )
     writer.start()
     writer.join(0.5)
+    if isinstance(error, DirectoryError):
+        os._exit(EXIT_DIRECTORY)
     damaged = isinstance(error, WalDamaged | EngineError) and not isinstance(error, EngineWriteError)
     os._exit(EXIT_DAMAGED if damaged else EXIT_FATAL)
 
@@ -65,11 +76,19 @@ class Node:
 
     `on_leader` is called when this node leads and has applied all that was committed before; `on_follower` when it
     has found the leader it follows, and when it stops leading. Functions or coroutine functions, called on the
-    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails.
+    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails. `versions`: what this
+    node says that it speaks and knows; tests pretend. `identity` is settled once it is started.
     """
 
-    def __init__(self, options: NodeOptions, *, fatal: Callable[[BaseException], NoReturn] = end_process) -> None:
+    def __init__(
+        self,
+        options: NodeOptions,
+        *,
+        fatal: Callable[[BaseException], NoReturn] = end_process,
+        versions: Versions = VERSIONS,
+    ) -> None:
         self.options = options
+        self.versions = versions
         self.identity = options.identity()
         self.metrics = NodeMetrics()
         self.on_leader: list[Callback] = []
@@ -86,8 +105,8 @@ class Node:
     async def start(self) -> None:
         """Opens the directory, replays, serves. When it fails, everything is closed again.
 
-        DirectoryError, WalError, EngineError: the directory cannot be used. PortInUse: an address cannot. OSError:
-        the disk failed.
+        DirectoryError, InstallError, WalError, EngineError: the directory cannot be used. PortInUse: an address
+        cannot. JoinError: no cluster lets this node in. OSError: the disk failed.
         """
         try:
             await self._start(self._close)
@@ -99,9 +118,20 @@ class Node:
         options = self.options
         directory = NodeDirectory.open(options.directory)
         close.callback(directory.close)
-        self.identity = identity = await settle(directory, options, self._versions)
+        self.identity = identity = await settle(directory, options, self.versions)
         durable = close.enter_context(opened(directory, identity))
-        peers = self._make_peers()
+        self._founded = durable.membership
+        self._peers = peers = PeerTransport(
+            identity,
+            self.metrics,
+            self._receive,
+            versions=self.versions,
+            instance=identity.instance,
+            address=options.advertised if not options.advertised.endswith(":0") else "",
+            known_instance=self._known_instance,
+            accepted=self._accepted,
+            refused=self._refused,
+        )
         self.driver = driver = Driver(
             Config(
                 identity.node_id,
@@ -119,15 +149,34 @@ class Node:
             observer=self.metrics,
         )
         self.metrics.watch(driver, identity)
+        peers.update(driver.membership.addresses)
+        driver.on_membership.append(lambda membership: peers.update(membership.addresses))
         self._members = Members(driver)
-        self._snapshots = SnapshotStore(directory.snapshots, self._checkpoint, observer=self.metrics)
+        self._leadership = Leadership(driver, self._members, self.metrics)
+        self._serve_snapshots(directory, close)
+        self._fetcher = SnapshotFetcher(directory.path, observer=self.metrics)
+        healer = Healer(driver, directory.path, durable.wal, self._fetcher, self._source, self.metrics)
+        compactor = Compactor(
+            driver,
+            durable.wal,
+            keep_bytes=options.log_keep_bytes,
+            keep_seconds=options.log_keep_seconds,
+            needed=self._snapshots.needed_index,
+        )
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,
             max_transaction_bytes=options.max_transaction_bytes,
             lease_ms=options.lease_ms,
         )
-        self._storage = StorageService(driver, identity, limits, self.metrics)
-        admin = AdminService(driver, identity, self._members, self._versions, self._insights(peers))
+        self._storage = StorageService(
+            driver,
+            identity,
+            limits,
+            self.metrics,
+            versions=self.versions,
+            level=lambda: driver.membership.level,
+        )
+        admin = AdminService(driver, identity, self._members, self.versions, self._insights())
         self._server = GrpcServer(driver, peers, self._storage, admin)
         close.push_async_callback(self._server.stop, GRACE_SECONDS)
         driver.on_role.append(self._role_changed)
@@ -136,8 +185,111 @@ class Node:
         close.callback(self.metrics.close)
         await driver.start()
         close.push_async_callback(driver.stop)
+        close.push_async_callback(self._fetcher.close)
+        close.push_async_callback(healer.stop)
         close.push_async_callback(self._storage.close)
+        await self._snapshots.start()
         await self._server.start()
+        self._introduce_self()
+        wishes = Wishes(driver, directory)
+        for work in (compactor.run(), self._leadership.run(), wishes.run()):
+            self._keep(work, close)
+
+    def _keep(self, work: Coroutine[Any, Any, None], close: AsyncExitStack) -> None:
+        """Runs until this node stops. Its failure is this node's."""
+        task = asyncio.get_running_loop().create_task(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fatal(error)
+
+        task.add_done_callback(ended)
+
+        async def stop() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        close.push_async_callback(stop)
+
+    def _serve_snapshots(self, directory: NodeDirectory, close: AsyncExitStack) -> None:
+        driver, peers = self.driver, self._peers
+        self._snapshots = SnapshotStore(
+            directory.snapshots,
+            self._checkpoint,
+            floor=lambda: driver.first_index - 1,
+            applied=lambda: driver.applied_index,
+            options=ServeOptions(bytes_per_second=self.options.snapshot_bytes_per_second),
+            observer=self.metrics,
+        )
+        close.push_async_callback(self._snapshots.stop)
+        peers.serve_snapshot = SnapshotService(self._snapshots, self._snapshot_damaged).serve
+
+    async def _checkpoint(self, path: Path) -> Checkpointed:
+        """The bulk is written in a thread; what came meanwhile, and the links, take the loop a few milliseconds."""
+        await self.driver.flush()
+        made = self.driver.engine.checkpoint(path)
+        return replace(made, membership=made.membership or self._founded.encode())
+
+    def _source(self, node_id: int, address: str) -> GrpcSource:
+        return GrpcSource(address, lambda: self._peers.greeter.hello(node_id))
+
+    def _snapshot_damaged(self, folder: Path) -> None:
+        """The folder's files are the database's."""
+        self.driver.fail(EngineError(f"a file of {folder}, and so of the database, is not what was written"))
+
+    # ---- what peers say --------------------------------------------------------------------------------
+
+    def _known_instance(self, node_id: int) -> str:
+        if node_id == self.identity.node_id:
+            return self.identity.instance
+        member = self.driver.membership.member(node_id)
+        return member.instance if member is not None else ""
+
+    def _accepted(self, peer: PeerInfo) -> None:
+        if peer.instance:
+            told = Member(peer.node_id, address=peer.address, instance=peer.instance, version=peer.version)
+            self._members.introduced(told)
+
+    def _introduce_self(self) -> None:
+        own = Member(
+            self.identity.node_id,
+            address=self.options.advertised if not self.options.advertised.endswith(":0") else self.address,
+            instance=self.identity.instance,
+            version=self.versions.level,
+        )
+        self._members.introduced(own)
+
+    def _refused(self, problem: PeerProblem) -> None:
+        """Who is refused as another directory by as many as make a majority is not that member any more."""
+        if problem.kind != "instance" or not problem.refused_us:
+            return
+        refusals = {each.node_id for each in self._peers.problems() if each.kind == "instance" and each.refused_us}
+        voters = self.driver.membership.voters
+        if 2 * len((refusals | {problem.node_id}) & voters) > len(voters):
+            self._fatal(DirectoryError(problem.text))
+
+    def _insights(self) -> Insights:
+        def transfer() -> tuple[int, int]:
+            progress = self._fetcher.progress
+            return (progress.done, progress.total) if progress is not None else (0, 0)
+
+        return Insights(
+            connected=self._peers.connected,
+            sessions=self.metrics.connected_sessions,
+            lag=self._leadership.lag,
+            problems=self._problems,
+            transfer=transfer,
+        )
+
+    def _problems(self) -> list[str]:
+        """What is wrong here and what to do, one line each."""
+        found = [f"{problem.text}" for problem in self._peers.problems()]
+        driver = self.driver
+        if driver.membership.members and driver.membership.member(self.identity.node_id) is None:
+            found.append("it was removed from the cluster: stop its process")
+        if driver.disk_hangs:
+            found.append("its disk does not finish writes: look at the disk")
+        return found
 
     def _bind(self) -> None:
         host, _port = self.options.listen_address.rsplit(":", 1)
@@ -158,7 +310,7 @@ class Node:
     async def stop(self) -> None:
         """Hands leadership over if it can, ends the sessions, and leaves everything durable."""
         await self._server.announce_stop()
-        if self.driver.role is Role.LEADER and len(self.identity.members) > 1:
+        if self.driver.role is Role.LEADER and len(self.driver.membership.voters) > 1:
             try:
                 await self.driver.transfer_leader(0, timeout=HANDOVER_SECONDS)
             except (TimeoutError, NotLeader, LeadershipLost) as error:
@@ -175,11 +327,11 @@ class Node:
         TimeoutError after `timeout` seconds; LeadershipLost when this node is stopped meanwhile.
         """
         async with asyncio.timeout(timeout):
-            while not self._leads(self.options.node_id if node_id is None else node_id):
+            while not self._leads(self.identity.node_id if node_id is None else node_id):
                 await self.driver.wait_role()
 
     def _leads(self, node_id: int) -> bool:
-        return self.driver.is_ready_leader if node_id == self.options.node_id else self.driver.leader == node_id
+        return self.driver.is_ready_leader if node_id == self.identity.node_id else self.driver.leader == node_id
 
     # ---- callbacks -----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from raftstorage.node.members import Members, NoSuchMember
 from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
 from raftstorage.node.raft.types import NotLeader
-from raftstorage.node.service.peers import CHANNEL_OPTIONS
+from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc

@@ -52,36 +52,28 @@ _FINAL = frozenset(
 class SnapshotService:
     """The servicer's part for `Peers.Snapshot`.
 
-    `check_hello`: the node id of whoever asks; HelloRefused. `damaged(folder)` is called when a file of a snapshot
+    `damaged(folder)` is called when a file of a snapshot
     is not what it was: so is the database's, which it is a link to.
     """
 
     def __init__(
         self,
         store: SnapshotStore,
-        check_hello: Callable[[pb.PeerHello], int],
         damaged: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self._store = store
-        self._check_hello = check_hello
         self._damaged = damaged
 
-    async def serve(self, request: pb.SnapshotRequest, context: Any) -> None:
+    async def serve(self, peer: PeerInfo, request: pb.SnapshotRequest, context: Any) -> None:
         """gRPC handler. A chunk is read when gRPC has room for it, so that what waits is bounded by its window."""
         try:
-            peer = self._check_hello(request.hello)
-        except HelloRefused as refused:
-            log.warning("a peer that asked for a snapshot was refused: %s", refused)
-            await context.abort(refused.code, str(refused))
-            return
-        try:
-            async with aclosing(stream(self._store, f"node {peer}", request, self._damaged)) as chunks:
+            async with aclosing(stream(self._store, f"node {peer.node_id}", request, self._damaged)) as chunks:
                 async for chunk in chunks:
                     await context.write(chunk)
         except (SnapshotError, OSError) as error:
             if not isinstance(error, TooManyReceivers | BadRequest):
                 self._store.observer.snapshot_failed("serve")
-                log.error("the snapshot for node %d broke off: %s", peer, error)
+                log.error("the snapshot for node %d broke off: %s", peer.node_id, error)
             code = next(code for kind, code in _CODES if isinstance(error, kind))
             await context.abort(code, str(error))
 
