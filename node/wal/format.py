@@ -10,9 +10,10 @@ from pathlib import Path
 import google_crc32c
 from raftstorage.node.raft.types import Entry, EntryKind, HardState
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # that can be read; new segments have the last one
 MAGIC = b"RaftWAL\0"
-STATE, ENTRY, MARK = 1, 2, 3
+STATE, ENTRY, MARK, BASE = 1, 2, 3, 4
 SALT_BYTES = 16
 
 _PRELUDE = struct.Struct(">8sI")
@@ -24,11 +25,15 @@ _LENGTH_TYPE = struct.Struct(">IB")
 _STATE = struct.Struct(">QQ")
 _ENTRY = struct.Struct(">QQB")
 _MARK = struct.Struct(">Q")
+_BASE = struct.Struct(">QQ")
 HEADER_BYTES = _HEADER.size + _CRC.size
 HEAD_BYTES = _HEAD.size
 ENTRY_HEAD_BYTES = _ENTRY.size
 STATE_BYTES = HEAD_BYTES + _STATE.size
 MARK_BYTES = HEAD_BYTES + _MARK.size
+BASE_BYTES = HEAD_BYTES + _BASE.size
+#: What a new segment begins with.
+BEGIN_BYTES = HEADER_BYTES + STATE_BYTES + BASE_BYTES
 _MARK_PREFIX = _LENGTH_TYPE.pack(_MARK.size, MARK)
 
 
@@ -55,10 +60,11 @@ class Header:
     first_index: int
     previous_end: int
     salt: bytes
+    form: int = FORMAT
 
     def pack(self) -> bytes:
         body = _HEADER.pack(
-            MAGIC, FORMAT, self.sequence, self.size, self.first_index, self.previous_end, self.salt
+            MAGIC, self.form, self.sequence, self.size, self.first_index, self.previous_end, self.salt
         )
         return body + _CRC.pack(google_crc32c.value(body))
 
@@ -71,11 +77,11 @@ class Header:
         magic, form = _PRELUDE.unpack_from(body)
         if magic != MAGIC:
             raise WalDamaged(file, 0, "not a log segment")
-        if form != FORMAT:
-            raise WalError(f"{file} has log format {form}; this version knows format {FORMAT}")
+        if form not in FORMATS:
+            raise WalError(f"{file} has log format {form}; this version knows formats 1 to {FORMAT}")
         if _CRC.unpack_from(data, _HEADER.size)[0] != google_crc32c.value(body):
             raise WalDamaged(file, 0, "the header does not match its checksum")
-        return cls(*_HEADER.unpack(body)[2:])
+        return cls(*_HEADER.unpack(body)[2:], form)
 
 
 def seed(salt: bytes) -> int:
@@ -105,6 +111,10 @@ def mark(start: int, offset: int) -> bytes:
     return _record(start, offset, MARK, _MARK.pack(offset))
 
 
+def base(start: int, offset: int, index: int, term: int) -> bytes:
+    return _record(start, offset, BASE, _BASE.pack(index, term))
+
+
 def parse_state(payload: bytes) -> HardState:
     return HardState(*_STATE.unpack(payload))
 
@@ -114,8 +124,14 @@ def parse_entry(payload: bytes) -> Entry:
     return Entry(term, index, EntryKind(kind), payload[_ENTRY.size :])
 
 
-def read_record(data: bytes, position: int, start: int, base: int = 0) -> tuple[int, bytes] | None:
-    """(type, payload) of the record at `position` in `data`, which is what stands in the segment from `base` on.
+def parse_base(payload: bytes) -> tuple[int, int]:
+    """(index, term)."""
+    index, term = _BASE.unpack(payload)
+    return index, term
+
+
+def read_record(data: bytes, position: int, start: int, origin: int = 0) -> tuple[int, bytes] | None:
+    """(type, payload) of the record at `position` in `data`, which is what stands in the segment from `origin` on.
 
     None when there is no whole, valid record.
     """
@@ -126,7 +142,7 @@ def read_record(data: bytes, position: int, start: int, base: int = 0) -> tuple[
     if kind == 0 or end > len(data):
         return None
     payload = data[position + HEAD_BYTES : end]
-    return (kind, payload) if _checksum(start, base + position, kind, payload) == crc else None
+    return (kind, payload) if _checksum(start, origin + position, kind, payload) == crc else None
 
 
 def records(data: bytes, offset: int, start: int) -> Iterator[tuple[int, int, bytes]]:

@@ -14,16 +14,21 @@ _ZEROS = bytes(1 << 20)
 
 
 class Segment:
-    """An open segment. `end`: the offset behind its last record; `seed`: what its checksums start from."""
+    """An open segment. `end`: the offset behind its last record; `seed`: what its checksums start from.
+
+    `written`: when it got its last entry, by the clock of whoever writes.
+    """
 
     def __init__(self, files: Files, path: Path, header: fmt.Header, fd: int, end: int) -> None:
         self._files = files
         self.path = path
         self.sequence = header.sequence
+        self.form = header.form
         self.size = header.size
         self.seed = fmt.seed(header.salt)
         self.fd = fd
         self.end = end
+        self.written = 0.0
 
     @staticmethod
     def name(sequence: int) -> str:
@@ -37,15 +42,21 @@ class Segment:
         sequence: int,
         size: int,
         hard_state: HardState,
+        base: tuple[int, int],
         first_index: int,
         previous_end: int,
     ) -> Segment:
-        """A preallocated segment that begins with the vote; durable, name and all, when it returns. OSError."""
+        """A preallocated segment that begins with the vote and the base (index, term).
+
+        Durable, name and all, when it returns. OSError.
+        """
         path = directory / cls.name(sequence)
         temporary = path.with_suffix(TEMPORARY)
         header = fmt.Header(sequence, size, first_index, previous_end, files.salt(fmt.SALT_BYTES))
+        seed = fmt.seed(header.salt)
         begin = header.pack()
-        begin += fmt.state(fmt.seed(header.salt), len(begin), hard_state)
+        begin += fmt.state(seed, len(begin), hard_state)
+        begin += fmt.base(seed, len(begin), *base)
         fd = files.create(temporary, size)
         try:
             files.write(fd, begin, 0)

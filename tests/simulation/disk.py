@@ -37,6 +37,7 @@ class SimFiles:
         self._files: dict[Path, _File] = {}
         self._durable_names: dict[Path, _File] = {}
         self._renames: list[dict[Path, _File]] = []  # states of the names since they were synced last
+        self._removed: dict[Path, _File] = {}  # since then; a power cut may bring each of them back
         self._open: dict[int, _File] = {}
         self._next = 3
         self.full = False
@@ -53,8 +54,10 @@ class SimFiles:
         return sorted(path.name for path in self._files if path.parent == directory)
 
     def remove(self, path: Path) -> None:
-        del self._files[path]
+        self._point("before remove")
+        self._removed[path] = self._files.pop(path)
         self._renamed()
+        self._point("after remove")
 
     def rename(self, path: Path, to: Path) -> None:
         self._point("before rename")
@@ -66,6 +69,7 @@ class SimFiles:
         self._point("before directory sync")
         self._durable_names = dict(self._files)
         self._renames.clear()
+        self._removed.clear()
         self._point("after directory sync")
 
     def create(self, path: Path, size: int) -> int:
@@ -127,8 +131,13 @@ class SimFiles:
         self._open.clear()
         states = [self._durable_names, *self._renames]
         self._files = dict(self._rng.choice(states))
+        for path, file in self._removed.items():
+            # A removal later than others may be on disk, and the others not.
+            if self._durable_names.get(path) is file and self._rng.random() < 0.5:
+                self._files.setdefault(path, file)
         self._durable_names = dict(self._files)
         self._renames.clear()
+        self._removed.clear()
         for file in self._files.values():
             self._tear(file)
             file.pending.clear()
