@@ -19,7 +19,7 @@ class Lag(NamedTuple):
 
 class _Sample(NamedTuple):
     at: float
-    index: int  # the last one in the log by then
+    end: int  # index of the last entry by then
     transactions: int
     bytes: int
 
@@ -35,20 +35,20 @@ class LagMeter:
 
     def sample(self, at: float, index: int, transactions: int, size: int) -> None:
         """At `at` (seconds) the log ended with `index`; `transactions` and `size` (bytes) only rise."""
-        if not self._samples or index > self._samples[-1].index:
+        if not self._samples or index > self._samples[-1].end:
             self._samples.append(_Sample(at, index, transactions, size))
 
     def lag(self, match: int, at: float) -> Lag:
         """Of a follower that has everything up to `match`; exact to a sample, at least what is known."""
         samples = self._samples
-        if not samples or match >= samples[-1].index:
+        if not samples or match >= samples[-1].end:
             return Lag(0, 0, 0, 0.0)
         newest = samples[-1]
-        position = bisect_right(samples, match, key=lambda sample: sample.index)
+        position = bisect_right(samples, match, key=lambda sample: sample.end)
         # What came between the last sample that it has whole and the next one may be partly there.
         known = samples[position - 1] if position else samples[0]
         return Lag(
-            newest.index - match,
+            newest.end - match,
             newest.transactions - known.transactions,
             newest.bytes - known.bytes,
             max(0.0, at - samples[position].at),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from raftstorage.node.lag import Lag
 from raftstorage.node.raft.types import Role
 
 if TYPE_CHECKING:
@@ -97,6 +98,12 @@ class NodeMetrics:
             self.snapshots.labels(event)
         for event in ("make", "serve", "fetch", "install"):
             self.snapshot_failures.labels(event)
+        self.follower_lag = {
+            what: Gauge(
+                f"{name}follower_lag_{what}", f"How far a follower is behind, in {what}", ["peer"], registry=registry
+            )
+            for what in ("entries", "transactions", "bytes", "seconds")
+        }
         self._server: WSGIServer | None = None
 
     def watch(self, driver: Driver, identity: NodeIdentity) -> None:
@@ -139,6 +146,14 @@ class NodeMetrics:
 
     def role_changed(self) -> None:
         self.role_changes.inc()
+
+    def lags(self, lags: dict[int, Lag]) -> None:
+        """Of a leader's followers; those that are none any more vanish. See `leadership.LagObserver`."""
+        for gauge in self.follower_lag.values():
+            gauge.clear()
+        for node, lag in lags.items():
+            for name, gauge in self.follower_lag.items():
+                gauge.labels(str(node)).set(getattr(lag, name))
 
     # What snapshots report (snapshots.SnapshotObserver).
 

@@ -16,6 +16,7 @@ from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.failures import failed, failure
 from raftstorage.node.identity import NodeIdentity
+from raftstorage.node.raft.membership import MemberRole
 from raftstorage.node.raft.types import Entry, Role, RoleChange
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
@@ -92,6 +93,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         driver.on_applied.append(self._applied)
         driver.on_role.append(self._role)
         driver.on_ready.append(self._ready)
+        driver.on_membership.append(lambda membership: self._tell_leader())
+        driver.on_installed.append(self._installed)
 
     async def close(self) -> None:
         """Ends every session with UNAVAILABLE and returns when they are gone."""
@@ -133,6 +136,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._serve_unready()
         self._tell_leader()
 
+    def _installed(self) -> None:
+        """What a snapshot brought was never told entry by entry: clients come back and ask what they missed."""
+        for session in self._sessions:
+            session.end(grpc.StatusCode.UNAVAILABLE, "the node was brought up to date by a snapshot")
+
     def _tell_leader(self) -> None:
         event = pb.Event(leader=self._leader())
         for session in self._sessions:
@@ -140,12 +148,20 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 session.put(event)
 
     def _leader(self) -> pb.Leader:
-        node, members = self._driver.leader, self._identity.members
+        node, membership = self._driver.leader, self._driver.membership
+        leader = membership.member(node)
         return pb.Leader(
             term=self._driver.term,
             node_id=node,
-            address=members.get(node, ""),
-            members=[pb.Member(node_id=member, address=members[member]) for member in sorted(members)],
+            address=leader.address if leader is not None else "",
+            members=[
+                pb.Member(
+                    node_id=member.node_id,
+                    address=member.address,
+                    learner=member.role is MemberRole.LEARNER,
+                )
+                for member in membership.members
+            ],
         )
 
     @contextmanager

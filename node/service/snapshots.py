@@ -10,7 +10,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from raftstorage.node.service.peers import CHANNEL_OPTIONS, HelloRefused
+from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
+from raftstorage.node.service.peer_hello import PeerInfo
 from raftstorage.node.snapshots.api import LARGEST_CHUNK, SnapshotError, SourceFailed
 from raftstorage.node.snapshots.serve import BadRequest, SnapshotDamaged, stream
 from raftstorage.node.snapshots.store import SnapshotStore, TooManyReceivers

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.identity import NodeIdentity
+from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader, Role, RoleChange
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
@@ -35,6 +36,9 @@ class FakeDriver:
         self.on_applied: list[Callable[..., None]] = []
         self.on_role: list[Callable[..., None]] = []
         self.on_ready: list[Callable[[], None]] = []
+        self.on_membership: list[Callable[..., None]] = []
+        self.on_installed: list[Callable[[], None]] = []
+        self.membership = Membership.initial({1: "one:1", 2: "two:2"})
         self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
         self.held = False
         self.barrier_error: Exception | None = None
