@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from . import transfer
 from .membership import Change, Membership, MembershipError, changed, left_joint
 from .quorum import majority
 from .tracker import PeerProgress, ProgressState
@@ -73,7 +74,7 @@ def on_commit(core: RaftCore) -> None:
     if core.membership.is_joint:
         _append(core, left_joint(core.membership))
     elif not core.membership.has_vote(core.node_id):
-        core.transfer_leader()
+        transfer.start(core, 0)
 
 
 def on_membership(core: RaftCore) -> None:

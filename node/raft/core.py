@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import changing, dispatch, election, leading, snapshots
+from . import changing, dispatch, election, leading, snapshots, transfer
 from .changing import Leaver
 from .configurations import Configurations
 from .log import RaftLog
 from .membership import Change, Membership
 from .outbox import Outbox
-from .read_index import Read, ReadQueue
+from .read_index import OwnReads, Read, ReadQueue
 from .tracker import PeerProgress
 from .types import (
     Config,
@@ -39,7 +39,6 @@ from .types import (
     Output,
     RaftInvariantError,
     RandomSource,
-    ReadState,
     Role,
     RoleChange,
     SnapshotBase,
@@ -71,7 +70,6 @@ class RaftCore:
         config.check()
         self.config = config
         self.log = RaftLog(log)
-        self.role = Role.FOLLOWER
         if applied < self.log.base:
             raise RaftInvariantError(f"applied {applied}, but the log begins behind entry {self.log.base}")
         if applied > self.log.last_index or self.log.last_term > hard_state.term:
@@ -81,14 +79,11 @@ class RaftCore:
             )
         self.term = hard_state.term
         self.vote = hard_state.vote
-        self.configurations = Configurations(
-            Membership.initial(config.voters, config.learners) if membership is None else membership,
-            applied,
-            self.log,
-            config.max_apply_bytes,
-        )
-        self._follow_membership()
+        if membership is None:
+            membership = Membership.initial(config.voters, config.learners)
+        self.configurations = Configurations(membership, applied, self.log, config.max_apply_bytes)
         self.role = self._passive_role
+        self._follow_membership()
         self.leader = 0
         self.commit_index = applied
         self.outbox = Outbox(hard_state)
@@ -101,12 +96,10 @@ class RaftCore:
         self._own_term_start = 0  # index of this leader's no-op
         self.heartbeat_elapsed = 0
         self.transfer_elapsed = 0
-        self.forwarded_reads: dict[int, int] = {}  # request -> age in ticks, asked of the leader
+        self.own_reads = OwnReads()
         self.fetch: FetchSnapshot | None = None
         self._given_to_apply = applied
         self._random = random
-        self._reads_out: list[ReadState] = []
-        self._reads_lost: list[int] = []
         self._announced = RoleChange(self.role, self.term, 0)
         self._announced_membership = self.membership
         self._draw_timeout()
@@ -146,11 +139,7 @@ class RaftCore:
         """One tick of time went by."""
         self.elapsed += 1
         self.outbox.tick()
-        for request, age in list(self.forwarded_reads.items()):
-            self.forwarded_reads[request] = age + 1
-            if age + 1 >= self.config.election_ticks:
-                del self.forwarded_reads[request]
-                self._reads_lost.append(request)
+        self.own_reads.tick(self.config.election_ticks)
         if self.role is Role.LEADER:
             leading.tick(self)
         elif self.elapsed >= self._timeout and self.may_campaign:
@@ -197,10 +186,10 @@ class RaftCore:
         if self.role is Role.LEADER:
             self.reads.add(self.node_id, request)
         elif self.leader:
-            self.forwarded_reads[request] = 0
+            self.own_reads.forward(request)
             self.say(MessageType.READ_INDEX, self.leader, context=request)
         else:
-            self._reads_lost.append(request)
+            self.own_reads.answer(request, None)
 
     def transfer_leader(self, to_node: int = 0) -> None:
         """Hands leadership to a voter (0: the furthest); given up after an election timeout (thesis 3.10).
@@ -208,21 +197,8 @@ class RaftCore:
         Until then nothing can be proposed. Does nothing on a node that does not lead or for a node that is no
         other voter.
         """
-        if self.role is not Role.LEADER:
-            return
-        candidates = self.membership.voters & self.peers.keys()
-        if to_node == 0 and candidates:
-            to_node = max(candidates, key=self._fitness)
-        if to_node in candidates:
-            self.transferring_to = to_node
-            self.transfer_elapsed = 0
-            leading.try_transfer(self)
-
-    def _fitness(self, node: int) -> tuple[bool, bool, int, int, int]:
-        """Of a successor: one that lives, then the one that lacks least."""
-        peer = self.peers[node]
-        lately, live = 3 * self.config.heartbeat_ticks, self.config.election_ticks
-        return peer.is_live(lately), peer.is_live(live), peer.match, -peer.silent_ticks, -node
+        if self.role is Role.LEADER:
+            transfer.start(self, to_node)
 
     def step(self, message: Message) -> None:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
@@ -239,27 +215,14 @@ class RaftCore:
         self._announced = role
         membership = self.membership if self.membership != self._announced_membership else None
         self._announced_membership = self.membership
-        output = Output(
-            send,
-            persist,
-            self._take_applicable(),
-            tuple(self._reads_out),
-            tuple(self._reads_lost),
-            changed,
-            membership,
-            self.fetch,
-        )
-        self._reads_out.clear()
-        self._reads_lost.clear()
-        self.fetch = None
-        return output
+        fetch, self.fetch = self.fetch, None
+        return Output(send, persist, self._take_applicable(), *self.own_reads.take(), changed, membership, fetch)
 
     def has_output(self) -> bool:
         """Would `take_output` return anything but an empty Output?"""
         return bool(
             self.outbox.has_any(HardState(self.term, self.vote), self.log)
-            or self._reads_out
-            or self._reads_lost
+            or self.own_reads
             or self.fetch is not None
             or self._given_to_apply < self._applicable
             or RoleChange(self.role, self.term, self.leader) != self._announced
@@ -287,11 +250,12 @@ class RaftCore:
         transfer: bool = False,
     ) -> None:
         """Queues a message, in the current term by default; with `durable` it waits for all writes so far."""
+        in_term = self.term if term is None else term
         message = Message(
             kind,
             self.node_id,
             to,
-            self.term if term is None else term,
+            in_term,
             log_index,
             log_term,
             entries,
@@ -317,10 +281,8 @@ class RaftCore:
                 log_index=index or 0,
                 reject=index is None,
             )
-        elif index is None:
-            self._reads_lost.append(read.request)
         else:
-            self._reads_out.append(ReadState(read.request, index))
+            self.own_reads.answer(read.request, index)
 
     def commit_to(self, index: int) -> None:
         """What is committed stays so."""
@@ -410,8 +372,7 @@ class RaftCore:
         """Enters a role afresh. All that belonged to the old one, or to the old leader, is dropped."""
         for read in self.reads.clear():
             self.answer_read(read, None)
-        self._reads_lost.extend(self.forwarded_reads)  # bound to the leader that they were asked of
-        self.forwarded_reads.clear()
+        self.own_reads.lose_forwarded()
         if term != self.term:
             self.term = term
             self.vote = 0

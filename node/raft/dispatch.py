@@ -94,7 +94,7 @@ def _step_current(core: RaftCore, message: Message) -> None:
             else:
                 core.answer_read(read, None)
         case MessageType.READ_INDEX_REPLY:
-            if message.from_node == core.leader and core.forwarded_reads.pop(message.context, None) is not None:
+            if message.from_node == core.leader and core.own_reads.is_awaited(message.context):
                 own = Read(core.node_id, message.context, 0)
                 core.answer_read(own, None if message.reject else message.log_index)
         case MessageType.TIMEOUT_NOW:

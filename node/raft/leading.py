@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from . import changing, snapshots
+from . import changing, snapshots, transfer
 from .messages import TELLS_COMMIT
 from .quorum import committed_index, has_quorum
 from .tracker import PeerProgress, ProgressState
-from .types import Entry, Message, MessageType
+from .types import Entry, Message, MessageType, Role
 
 if TYPE_CHECKING:
     from .core import RaftCore
@@ -29,15 +29,9 @@ def tick(core: RaftCore) -> None:
         if not has_quorum(core.voters, active):  # check-quorum (thesis 6.2)
             core.become_follower(core.term, 0)
             return
-    if core.transferring_to:
-        core.transfer_elapsed += 1
-        if core.transfer_elapsed >= election_ticks:
-            core.transferring_to = 0
-            if not core.may_campaign:  # nobody took over; they will, when they hear nobody
-                core.become_follower(core.term, 0)
-                return
-    elif core.disk_hangs:
-        core.transfer_leader()
+    transfer.tick(core)
+    if core.role is not Role.LEADER:
+        return
     changing.tick(core)
     for read in core.reads.tick(election_ticks):
         core.answer_read(read, None)
@@ -161,7 +155,7 @@ def on_heartbeat_reply(core: RaftCore, message: Message, peer: PeerProgress) -> 
         # What is in flight may be lost: an empty APPEND behind it is refused if it is.
         _append_message(core, message.from_node, peer, ())
     if message.from_node == core.transferring_to:
-        try_transfer(core)  # TIMEOUT_NOW may be lost too
+        transfer.attempt(core)  # TIMEOUT_NOW may be lost too
 
 
 def on_append_reply(core: RaftCore, message: Message, peer: PeerProgress) -> None:
@@ -180,7 +174,7 @@ def on_append_reply(core: RaftCore, message: Message, peer: PeerProgress) -> Non
                 peer.become_replicate()
             advance_commit(core)
         if message.from_node == core.transferring_to:
-            try_transfer(core)
+            transfer.attempt(core)
 
 
 def _on_reject(core: RaftCore, peer: PeerProgress, message: Message) -> None:
@@ -193,10 +187,3 @@ def _on_reject(core: RaftCore, peer: PeerProgress, message: Message) -> None:
     # behind it, so that a whole term is skipped in one step (5.3).
     guess = core.log.last_with_term_at_most(message.hint_index, message.hint_term)
     peer.become_probe(min(index, guess + 1))
-
-
-def try_transfer(core: RaftCore) -> None:
-    """Tells the target to campaign at once when it has the whole log (thesis 3.10)."""
-    target = core.transferring_to
-    if core.peers[target].match == core.log.last_index:
-        core.say(MessageType.TIMEOUT_NOW, target)

@@ -1,10 +1,12 @@
-"""Reads that wait for the leader to prove that it still leads (thesis 6.4)."""
+"""Reads that wait for the leader to prove that it still leads (thesis 6.4): the leader's, and a node's own."""
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from .types import ReadState
 
 #: Rounds under way at once; reads that come meanwhile share the next one.
 MAX_ROUNDS = 4
@@ -82,3 +84,51 @@ class ReadQueue:
         self.rounds.clear()
         self.waiting = []
         return lost
+
+
+class OwnReads:
+    """What this node's own reads came to, and those that it has asked its leader for."""
+
+    def __init__(self) -> None:
+        self._confirmed: list[ReadState] = []
+        self._lost: list[int] = []
+        self._forwarded: dict[int, int] = {}  # request -> age in ticks
+
+    def __bool__(self) -> bool:
+        """Is there something to take?"""
+        return bool(self._confirmed or self._lost)
+
+    def forward(self, request: int) -> None:
+        """The leader was asked."""
+        self._forwarded[request] = 0
+
+    def is_awaited(self, request: int) -> bool:
+        """An answer of the leader came: is it the first one to a question that still stands?"""
+        return self._forwarded.pop(request, None) is not None
+
+    def answer(self, request: int, index: int | None) -> None:
+        """Confirmed for `index`, or lost."""
+        if index is None:
+            self._lost.append(request)
+        else:
+            self._confirmed.append(ReadState(request, index))
+
+    def lose_forwarded(self) -> None:
+        """They were bound to the leader that they were asked of."""
+        self._lost.extend(self._forwarded)
+        self._forwarded.clear()
+
+    def tick(self, limit: int) -> None:
+        """One tick went by: what the leader has not answered for `limit` ticks is lost."""
+        for request, age in list(self._forwarded.items()):
+            self._forwarded[request] = age + 1
+            if age + 1 >= limit:
+                del self._forwarded[request]
+                self._lost.append(request)
+
+    def take(self) -> tuple[tuple[ReadState, ...], tuple[int, ...]]:
+        """Confirmed and lost since the last call."""
+        taken = tuple(self._confirmed), tuple(self._lost)
+        self._confirmed.clear()
+        self._lost.clear()
+        return taken
