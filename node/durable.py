@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raftstorage.node.engine import RocksEngine
-from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.api import Engine, EngineError
 from raftstorage.node.identity import NodeDirectory, NodeIdentity
 from raftstorage.node.raft.membership import Membership
-from raftstorage.node.snapshots.install import clean, current
+from raftstorage.node.snapshots.install import Installed, clean, current
 from raftstorage.node.wal import Wal
 
 
@@ -38,28 +38,36 @@ def opened(directory: NodeDirectory, identity: NodeIdentity) -> Iterator[Durable
         engine = RocksEngine(directory.path / installed.name)
         close.callback(engine.close)
         close.callback(engine.flush)
-        if installed.index and not _holds(wal, installed.index, installed.term):
-            if engine.applied_index < installed.index:
-                raise EngineError(f"{installed.name} holds what was applied up to entry {engine.applied_index} only")
-            # The database had become the node's; its log is still the one of before.
-            wal.reset(installed.index, installed.term)
-            wal.forget(installed.index)
-            wal.clean()
-        if engine.applied_index > wal.last_index():
-            raise EngineError(
-                f"{directory.log} ends at entry {wal.last_index()}, but {installed.name} holds what was applied up "
-                f"to entry {engine.applied_index}: the log has lost its tail"
-            )
-        if engine.applied_index < wal.base[0]:
-            raise EngineError(
-                f"{directory.log} begins behind entry {wal.base[0]}, but {installed.name} holds what was applied up "
-                f"to entry {engine.applied_index} only: the database has lost what it had on disk"
-            )
-        if engine.membership:
-            membership = Membership.decode(engine.membership)
-        else:
-            membership = Membership.initial(identity.members) if identity.members else Membership()
-        yield Durable(wal, engine, membership)
+        agree(wal, engine, installed)
+        yield Durable(wal, engine, membership_of(engine, identity))
+
+
+def agree(wal: Wal, engine: Engine, installed: Installed) -> None:
+    """Makes the log follow a database that a snapshot was installed as. EngineError: the two do not fit; WalError."""
+    if installed.index and not _holds(wal, installed.index, installed.term):
+        if engine.applied_index < installed.index:
+            raise EngineError(f"{installed.name} holds what was applied up to entry {engine.applied_index} only")
+        # The database had become the node's; its log is still the one of before.
+        wal.reset(installed.index, installed.term)
+        wal.forget(installed.index)
+        wal.clean()
+    if engine.applied_index > wal.last_index():
+        raise EngineError(
+            f"the log ends at entry {wal.last_index()}, but {installed.name} holds what was applied up to entry "
+            f"{engine.applied_index}: the log has lost its tail"
+        )
+    if engine.applied_index < wal.base[0]:
+        raise EngineError(
+            f"the log begins behind entry {wal.base[0]}, but {installed.name} holds what was applied up to entry "
+            f"{engine.applied_index} only: the database has lost what it had on disk"
+        )
+
+
+def membership_of(engine: Engine, identity: NodeIdentity) -> Membership:
+    """As of what the engine has applied: the newest entry that says so, or as the cluster was founded."""
+    if engine.membership:
+        return Membership.decode(engine.membership)
+    return Membership.initial(identity.members) if identity.members else Membership()
 
 
 def _holds(wal: Wal, index: int, term: int) -> bool:
