@@ -31,6 +31,7 @@ class Compactor:
     What is kept lets a member that was away for a while catch up entry by entry: that takes time for what it
     missed. One that was away for longer is sent a snapshot, which takes time for the whole database.
     `needed()`: an index behind which somebody who is receiving a snapshot still needs the log; None: nobody.
+    `every`: seconds from one look to the next.
     """
 
     def __init__(
@@ -41,17 +42,19 @@ class Compactor:
         keep_bytes: int,
         keep_seconds: float,
         needed: Callable[[], int | None] = lambda: None,
+        every: float = LOOK_SECONDS,
     ) -> None:
         self._driver = driver
         self._wal = wal
         self._keep_bytes = keep_bytes
         self._keep_seconds = keep_seconds
         self._needed = needed
+        self._every = every
 
     async def run(self) -> None:
         """Until it is cancelled. A failed write or flush ends the process."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(self._every)
             await self.cut()
 
     async def cut(self) -> int:

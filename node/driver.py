@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 from raftstorage.node.engine.api import Applied, Engine
@@ -49,8 +49,8 @@ class Driver:
     `membership`: as of what `engine` has applied; None: the voters and learners of `config`. `tick_seconds`: length
     of a tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of
     a snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
-    is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log; a
-    simulator has its own.
+    is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log,
+    `in_thread`: runs what takes long beside the loop; a simulator has its own.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Driver:
         rng: random.Random | None = None,
         observer: Observer | None = None,
         writer: WriterFactory = LogWriter,
+        in_thread: Callable[[Callable[[], object]], Awaitable[object]] = asyncio.to_thread,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -87,6 +88,7 @@ class Driver:
         self._fatal = fatal
         self._observer = observer
         self._make_writer = writer
+        self._in_thread = in_thread
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
         self._place = place or _cannot_place
@@ -268,7 +270,7 @@ class Driver:
         """Returns when what was applied before the call is on disk. A failure ends the process."""
         async with self._flushing:
             try:
-                await asyncio.to_thread(self.engine.flush)
+                await self._in_thread(self.engine.flush)
             except Exception as error:
                 self._fatal(error)
 

@@ -133,6 +133,8 @@ class LogWriter:
                     self._write(batch)
                 if isinstance(alone, Persist):
                     if alone.snapshot is not None:
+                        # The vote first: no log may begin in a term that the node does not remember.
+                        self._wal.write_many([(alone.hard_state, ())])
                         self._install(alone.snapshot)
                     self._write([alone])
                 elif alone is not None:

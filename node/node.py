@@ -161,7 +161,7 @@ class Node:
             durable.wal,
             keep_bytes=options.log_keep_bytes,
             keep_seconds=options.log_keep_seconds,
-            needed=self._snapshots.needed_index,
+            needed=lambda: self._snapshots.needed_index,
         )
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,

@@ -39,8 +39,18 @@ CRASH_POINTS = (
     "after apply",
     "before flush",
     "after flush",
+    "before remove",
+    "after remove",
+    "before checkpoint",
+    "after checkpoint",
+    "before fetch",
+    "after fetch",
+    "before database switch",
+    "after database switch",
+    "after log reset",
 )
 MOST_CLIENTS = 4
+MEMBERSHIP = "change the members at"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
 
 
@@ -68,6 +78,8 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     weights = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
     rate = rng.choice((0.3, 0.7, 1.5, 3.0))
     spared = rng.sample(list(nodes), len(nodes) // 2 + 1)  # a majority keeps what its disks hold
+    if "membership" in mix:  # who is a majority later on cannot be known here
+        spared = list(nodes)
     found: list[Fault] = []
     at = 0.0
     while True:
@@ -131,6 +143,12 @@ def _clock(rng: random.Random, at: float, nodes: Sequence[int]) -> Fault:
     return Fault(at, "set the clock of", _victim(rng, nodes), _while(rng), number=jump)
 
 
+def _membership(rng: random.Random, at: float, nodes: Sequence[int]) -> Fault:
+    """`number`: which of the nodes that it may be."""
+    change = rng.choice(("let in", "let in", "promote", "promote", "promote", "demote", "remove", "replace"))
+    return Fault(at, MEMBERSHIP, (LEADER,), 0.0, change, rng.randrange(60))
+
+
 def _slow(rng: random.Random, at: float, nodes: Sequence[int]) -> Fault:
     """`number`: the longest that a write takes, in seconds. The shortest is a tenth."""
     group = () if rng.random() < 0.4 else _victim(rng, nodes)
@@ -152,6 +170,7 @@ KINDS: dict[str, Callable[[random.Random, float, Sequence[int]], Fault]] = {
     "failing sync": _simple("fail a sync of"),
     "slow disk": _slow,
     "flip": _simple("flip a bit of", leader=False),
+    "membership": _membership,
 }
 
 
@@ -201,8 +220,14 @@ class Breaker:
         self._cuts: dict[Fault, set[tuple[str, str]]] = {}
         self._paused: dict[SimLoop, int] = {}
         self._over = False
+        #: Has the leader change the membership: what, and which node of those that it may be.
+        self.change_members: Callable[[SimNode, str, int], None] = lambda node, change, number: None
         for node in nodes.values():
             node.ended_itself = self._restart_soon
+
+    def came(self, node: SimNode) -> None:
+        """Another node is there."""
+        node.ended_itself = self._restart_soon
 
     def plan(self, faults: Sequence[Fault]) -> None:
         """Has `faults` strike from now on; their times count from here."""
@@ -243,6 +268,9 @@ class Breaker:
                 for node in nodes:
                     for client in self._clients:
                         self._network.reset(client, node.name)
+            case "change the members at":
+                for node in nodes:
+                    self.change_members(node, fault.detail, int(fault.number))
             case "flip a bit of":
                 for node in nodes:
                     self._flip(node)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 from raftstorage.client.cluster.connection import EOF
-from raftstorage.node.raft.types import Message
+from raftstorage.node.raft.types import Message, SnapshotBase
 from raftstorage.node.service.codec import decode, encode
 from raftstorage.proto import storage_pb2 as pb
 
@@ -23,6 +23,7 @@ from tests.simulation.world import SimLoop, World
 NAMES = {
     1: "PRE_VOTE", 2: "PRE_VOTE_REPLY", 3: "VOTE", 4: "VOTE_REPLY", 5: "APPEND", 6: "APPEND_REPLY",
     7: "HEARTBEAT", 8: "HEARTBEAT_REPLY", 9: "TIMEOUT_NOW", 10: "READ_INDEX", 11: "READ_INDEX_REPLY",
+    12: "SNAPSHOT",
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ class Host(Protocol):
     loop: SimLoop | None
 
     def receive(self, message: Message) -> None: ...
+    def copy_database(self) -> tuple[SnapshotBase, tuple[Any, Any]]: ...
     async def serve(self, requests: AsyncIterator[pb.RequestBatch], context: Any) -> None: ...
 
 
@@ -89,8 +91,8 @@ class Network:
 
     def _deliver(self, message: Message, wire: Any) -> None:
         a, b = message.from_node, message.to_node
-        host = self.hosts[b]
-        if (f"n{a}", f"n{b}") in self.cuts or host.loop is None:
+        host = self.hosts.get(b)
+        if host is None or host.loop is None or (f"n{a}", f"n{b}") in self.cuts:
             return
         arrived = decode(wire, from_node=a, to_node=b)
         assert arrived == message, f"the codec made {arrived} of {message}"
@@ -101,6 +103,24 @@ class Network:
             )
         host.loop.call_soon(host.receive, arrived)
 
+    # ---- snapshots ------------------------------------------------------------------------------------
+
+    async def copy(self, source: int, to: str) -> tuple[SnapshotBase, tuple[Any, Any]] | None:
+        """A copy of the database of node `source`, some time later; None: it broke off."""
+        copied: list[tuple[SnapshotBase, tuple[Any, Any]]] = []
+        life: SimLoop | None = None
+        for _ in range(self._rng.randrange(2, 6)):
+            await asyncio.sleep(self.delay() * 5)
+            host = self.hosts.get(source)
+            if host is None or host.loop is None or life not in (None, host.loop):
+                return None
+            if self.is_cut(to, f"n{source}") or self.is_cut(f"n{source}", to):
+                return None
+            if life is None:
+                life = host.loop
+                life.call_soon(lambda host=host: copied.append(host.copy_database()))  # type: ignore[misc]
+        return copied[0] if copied else None
+
     # ---- streams --------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -108,8 +128,8 @@ class Network:
         """A client's stream to the node at `address` ("n1:1"). EOFError when there is nobody."""
         node = int(address.split(":")[0][1:])
         await asyncio.sleep(self.delay())
-        host = self.hosts[node]
-        if host.loop is None or self.is_cut(client, f"n{node}") or self.is_cut(f"n{node}", client):
+        host = self.hosts.get(node)
+        if host is None or host.loop is None or self.is_cut(client, f"n{node}") or self.is_cut(f"n{node}", client):
             await asyncio.sleep(0.05)
             raise EOFError(f"nobody answers at {address}")
         stream = SimStream(self, client, loop, f"n{node}", host)

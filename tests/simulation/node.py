@@ -10,16 +10,30 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
+from raftstorage.node.compaction import Compactor
 from raftstorage.node.driver import Driver
+from raftstorage.node.durable import agree, membership_of
 from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.engine.kv import Change, MemoryStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.log_writer import DurableLog, Fatal
-from raftstorage.node.raft.types import Config, Entry, Message, Persist, Role, RoleChange
+from raftstorage.node.members import Members
+from raftstorage.node.raft.membership import Membership
+from raftstorage.node.raft.types import (
+    Config,
+    Entry,
+    FetchSnapshot,
+    Message,
+    Persist,
+    Role,
+    RoleChange,
+    SnapshotBase,
+)
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import StorageService
 from raftstorage.node.service.validation import SessionLimits
+from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
@@ -30,6 +44,9 @@ from tests.simulation.world import Exit, SimLoop, World
 DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
 KILLED = 137
+#: A log of these many bytes is kept; a run draws one. The smallest leaves hardly anything to catch up from.
+KEEP_BYTES = (1 << 10, 8 << 10, 64 << 10)
+CUT_SECONDS = 0.5
 
 
 @cache
@@ -67,6 +84,11 @@ class SimStore(MemoryStore):
     def crash(self) -> None:
         self._values, self._keys = copy.deepcopy(self.durable)
         self._pending.clear()
+
+    def take(self, contents: tuple[Any, Any]) -> None:
+        """Holds what another one held, and has it on disk."""
+        self.durable = copy.deepcopy(contents)
+        self.crash()
 
 
 class SimEngine(StateMachine):
@@ -113,50 +135,86 @@ class SimWriter:
     """`log_writer.LogWriter` without a thread: a batch becomes durable some time after the disk got to it."""
 
     def __init__(
-        self, node: SimNode, wal: DurableLog, loop: asyncio.AbstractEventLoop, done: Any, fatal: Fatal
+        self,
+        node: SimNode,
+        wal: DurableLog,
+        loop: asyncio.AbstractEventLoop,
+        done: Any,
+        fatal: Fatal,
+        install: Callable[[SnapshotBase], None],
     ) -> None:
         self._node = node
         self._wal = wal
         self._loop = loop
         self._done = done
         self._fatal = fatal
-        self._queue: list[Persist] = []
+        self._install = install
+        self._queue: list[Persist | tuple[Callable[[], object], asyncio.Future[None]]] = []
         self._busy = False
         self._idle = asyncio.Event()
 
     def start(self) -> None: ...
 
     def put(self, persist: Persist) -> None:
-        self._queue.append(persist)
+        self._enqueue(persist)
+
+    def run(self, job: Callable[[], object]) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._enqueue((job, done))
+        return done
+
+    def _enqueue(self, item: Any) -> None:
+        self._queue.append(item)
         if not self._busy:
             self._busy = True
-            self._loop.call_later(self._node.disk_delay(), self._write)
+            self._loop.call_later(self._node.disk_delay(), self._turn)
 
-    def _write(self) -> None:
-        batch, self._queue = self._queue, []
+    def _turn(self) -> None:
+        batch: list[Persist] = []
+        while self._queue and isinstance(first := self._queue[0], Persist) and first.snapshot is None:
+            batch.append(first)
+            del self._queue[0]
+        try:
+            if batch:
+                self._write(batch)
+            else:
+                self._alone(self._queue.pop(0))
+        except Exit:
+            raise
+        except BaseException as error:
+            self._fatal(error)
+        if self._queue:
+            self._loop.call_later(self._node.disk_delay(), self._turn)
+        else:
+            self._busy = False
+            self._idle.set()
+
+    def _alone(self, item: Any) -> None:
+        if isinstance(item, Persist):
+            assert item.snapshot is not None
+            self._wal.write_many([(item.hard_state, ())])
+            self._install(item.snapshot)
+            self._write([item])
+        else:
+            job, done = item
+            job()
+            if not done.done():
+                done.set_result(None)
+
+    def _write(self, batch: list[Persist]) -> None:
         votes = any(persist.hard_state is not None for persist in batch)
         entries = any(persist.entries for persist in batch)
         if votes:
             self._node.point("before vote save")
         if entries:
             self._node.point("before entries save")
-        try:
-            self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
-        except Exit:
-            raise
-        except BaseException as error:
-            self._fatal(error)
+        self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
         if votes:
             self._node.point("after vote save")
         if entries:
             self._node.point("after entries save")
         self._node.wrote(batch)
         self._loop.call_soon(self._tell, batch)
-        if self._queue:
-            self._loop.call_later(self._node.disk_delay(), self._write)
-        else:
-            self._busy = False
-            self._idle.set()
 
     def _tell(self, batch: list[Persist]) -> None:
         self._node.point("before acknowledgement")
@@ -180,7 +238,10 @@ class Crash:
 
 
 class SimNode:
-    """`start` begins a life of the process; `kill` ends it. `watcher` hears what the node does."""
+    """`start` begins a life of the process; `kill` ends it. `watcher` hears what the node does.
+
+    `members`: those that the cluster was founded with; none for a node that joins.
+    """
 
     def __init__(
         self, node_id: int, world: World, network: Network, members: dict[int, str], watcher: Watcher
@@ -206,11 +267,21 @@ class SimNode:
         self._rng = world.random(f"node {node_id}")
         self._fault_rng = world.random(f"disk {node_id}")
         self.files = SimFiles(self._fault_rng, self.point)
-        self.store = SimStore(lambda: self._rng.random() < 0.1, self.point)
+        self.installed = Installed()  # what the file `database` says
+        self.databases = {self.installed.name: self._new_store()}
+        self._keep_bytes = world.random("keep").choice(KEEP_BYTES)
+        self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
 
+    def _new_store(self) -> SimStore:
+        return SimStore(lambda: self._rng.random() < 0.1, self.point)
+
     # ---- life ------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        return f"{self.name}:1"
 
     @property
     def up(self) -> bool:
@@ -238,13 +309,13 @@ class SimNode:
     def _open(self) -> None:
         assert self.loop is not None
         wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, cache_bytes=4 << 10, files=self.files)
-        engine = SimEngine(self.store, self.point)
-        if engine.applied_index > wal.last_index():
-            raise EngineError("the log has lost its tail")
+        self.databases = {self.installed.name: self.databases[self.installed.name]}
+        engine = SimEngine(self.databases[self.installed.name], self.point)
+        agree(wal, engine, self.installed)
         self.driver = Driver(
             Config(
                 self.id,
-                frozenset(self._identity.members),
+                frozenset(),
                 max_message_entries=16,
                 max_message_bytes=2048,
                 max_inflight_messages=8,
@@ -253,19 +324,40 @@ class SimNode:
             wal,
             engine,
             Wire(self),
+            membership=membership_of(engine, self._identity),
+            place=self._place,
             fatal=self._fatal,
             rng=Timeouts(self),
-            writer=lambda log, loop, done, fatal, synced: SimWriter(self, log, loop, done, fatal),
+            writer=lambda log, loop, done, fatal, install, synced: SimWriter(
+                self, log, loop, done, fatal, install
+            ),
+            in_thread=self._in_thread,
         )
         self.wal = wal
         self.engine = engine
+        self.members = Members(self.driver)
         self.service = StorageService(
             self.driver, self._identity, SessionLimits(lease_ms=1000), metrics(), clock=self._wall_clock
         )
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)
+        self.driver.on_fetch.append(self._wanted)
+        self.driver.on_installed.append(lambda: self._watcher.installed(self))
+        self._fetching = None
+        compactor = Compactor(self.driver, wal, keep_bytes=self._keep_bytes, keep_seconds=1e9, every=CUT_SECONDS)
         self._watcher.began(self)
-        self._task = self.loop.create_task(self.driver.start())
+        self._tasks = [self.loop.create_task(self._run(compactor))]
+
+    async def _run(self, compactor: Compactor) -> None:
+        await self.driver.start()
+        await compactor.run()
+
+    async def _in_thread(self, function: Callable[[], object]) -> object:
+        """What takes long: done at some moment, of which the caller hears later."""
+        await asyncio.sleep(self.disk_delay())
+        result = function()
+        await asyncio.sleep(self.disk_delay())
+        return result
 
     def _wall_clock(self) -> float:
         return EPOCH + self.world.now + self.clock_offset
@@ -282,7 +374,8 @@ class SimNode:
             self.files.lose_power()
         else:
             self.files.kill()
-        self.store.crash()
+        for store in self.databases.values():
+            store.crash()
         self._network.broke(self.name)
         self._watcher.died(self)
 
@@ -308,9 +401,11 @@ class SimNode:
                 raise Exit(KILLED)
 
     def log_has(self, entry: Entry) -> bool:
-        """Whether the log, of this life or as the last one left it, holds `entry`."""
+        """Whether the log, of this life or as the last one left it, holds `entry`, or a state covers it."""
         log = getattr(self, "wal", None)
-        return log is not None and log.last_index() >= entry.index and log.term(entry.index) == entry.term
+        if log is None or log.last_index() < entry.index:
+            return False
+        return log.base[0] >= entry.index or log.term(entry.index) == entry.term
 
     def disk_delay(self) -> float:
         return self._fault_rng.uniform(*self.disk_seconds)
@@ -326,6 +421,52 @@ class SimNode:
         self.files.full = False
         self.files.fail_writes = self.files.fail_syncs = 0
         self.disk_seconds = DISK_SECONDS
+
+    # ---- snapshots -------------------------------------------------------------------------------------
+
+    def _wanted(self, fetch: FetchSnapshot) -> None:
+        assert self.loop is not None
+        if self._fetching is None or self._fetching.done():
+            self._fetching = self.loop.create_task(self._fetch(fetch.from_node))
+
+    async def _fetch(self, source: int) -> None:
+        """What `node.snapshots` does over gRPC: the transfer may break off, what arrives is whole."""
+        self.point("before fetch")
+        copied = await self._network.copy(source, self.name)
+        if copied is None:
+            self.world.say(f"{self.name} gets no snapshot of n{source}")
+            return
+        self.point("after fetch")
+        base, contents = copied
+        store = self._new_store()
+        store.take(contents)
+        self.databases[folder_name(base.index, base.term)] = store
+        self.world.say(f"{self.name} has a snapshot of n{source} at {base.index}")
+        if await self.driver.install(store, base) is not None:
+            self.wal.forget(base.index)
+            await self.driver.in_writer(self.wal.clean)
+
+    def copy_database(self) -> tuple[SnapshotBase, tuple[Any, Any]]:
+        """A checkpoint: the state as it is now."""
+        self.point("before checkpoint")
+        store = self.databases[self.installed.name]
+        store.flush()
+        membership = self.engine.membership
+        base = SnapshotBase(
+            self.engine.applied_index,
+            self.engine.applied_term,
+            Membership.decode(membership) if membership else Membership.initial(self._identity.members),
+        )
+        self.point("after checkpoint")
+        return base, copy.deepcopy(store.durable)
+
+    def _place(self, base: SnapshotBase) -> None:
+        """`healing.placer`: the rename of the file `database` is atomic and durable."""
+        self.point("before database switch")
+        self.installed = Installed(folder_name(base.index, base.term), base.index, base.term)
+        self.point("after database switch")
+        self.wal.reset(base.index, base.term)
+        self.point("after log reset")
 
     # ---- Host ------------------------------------------------------------------------------------------
 

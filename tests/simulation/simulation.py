@@ -15,6 +15,7 @@ from tests.simulation.faults import MOST_CLIENTS, Breaker, Fault, draw
 from tests.simulation.history import Committed, History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
+from tests.simulation.operator import Operator
 from tests.simulation.watcher import Watcher
 from tests.simulation.workload import Workload
 from tests.simulation.world import Violation, World
@@ -69,6 +70,8 @@ class Result:
     unknown: int
     reads: int
     struck: Counter[str]
+    changes: int
+    snapshots: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -78,6 +81,8 @@ class Result:
             "refused": self.refused,
             "unknown": self.unknown,
             "reads": self.reads,
+            "membership changes": self.changes,
+            "snapshots installed": self.snapshots,
         }
 
 
@@ -86,7 +91,7 @@ class Simulation:
         self.plan = plan
         self.world = World(plan.seed, trace)
         self.network = Network(self.world)
-        self.watcher = Watcher(self.world)
+        self.watcher = Watcher(self.world, range(1, plan.nodes + 1))
         self.history = History()
         self.objects = Objects()
         ids = range(1, plan.nodes + 1)
@@ -100,6 +105,14 @@ class Simulation:
         self.workloads = [Workload(self.world, c, self.objects, plan.pause) for c in self.clients]
         names = [client.name for client in self.clients]
         self.breaker = Breaker(self.world, self.network, self.nodes, names)
+        self.operator = Operator(self.world, self.nodes, self._new_node)
+        self.breaker.change_members = self.operator.change
+
+    def _new_node(self, node_id: int) -> None:
+        """One that the leader has let in."""
+        node = self.nodes[node_id] = SimNode(node_id, self.world, self.network, {}, self.watcher)
+        self.breaker.came(node)
+        node.start()
 
     def run(self) -> Result:
         """Violation and Broken end in the result; anything else is a fault of the simulator."""
@@ -125,6 +138,8 @@ class Simulation:
             outcomes["unknown"],
             len(self.history.reads()),
             self.watcher.struck,
+            self.operator.changes,
+            self.watcher.snapshots,
         )
 
     def _run(self) -> None:
@@ -172,11 +187,15 @@ class Simulation:
             raise Violation(otherwise)
 
     def _sound(self) -> Sequence[SimNode]:
-        return [node for node in self.nodes.values() if not node.lost]
+        """Who must come together: members that can start. One that the leader has let in may never have heard."""
+        members = self.watcher.membership.ids
+        return [node for node in self.nodes.values() if not node.lost and node.id in members]
 
     def _together(self) -> bool:
+        for node_id in self.watcher.membership.ids - self.nodes.keys():
+            self._new_node(node_id)  # whoever was to start it lost its leader before it heard that it may
         nodes = self._sound()
-        if not all(node.up for node in nodes):
+        if self.watcher.membership.is_joint or not all(node.up for node in nodes):
             return False
         last = {node.wal.last_index() for node in nodes}
         applied = {node.engine.applied_index for node in nodes}

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raftstorage.node.engine.api import Applied
-from raftstorage.node.raft.types import Entry, Message, MessageType, Persist, Role, RoleChange
+from raftstorage.node.raft.membership import Membership
+from raftstorage.node.raft.types import Entry, EntryKind, Message, MessageType, Persist, Role, RoleChange
 from raftstorage.node.wal import Wal, WalError
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Hears everything from all nodes, and raises Violation."""
+    """Hears everything from all nodes, and raises Violation. `founders`: who was a voter at the beginning."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, founders: Sequence[int]) -> None:
         self._world = world
         self._rng = world.random("watcher")
         self.nodes: dict[int, SimNode] = {}
@@ -30,6 +31,9 @@ class Watcher:
         self.committed_in: list[int] = []  # the highest term known when it was
         self.digests: dict[int, bytes] = {}  # applied index -> digest
         self.struck: Counter[str] = Counter()
+        self.membership = Membership.initial(founders)  # as of `committed`
+        self.before = self.membership  # as of the entry before
+        self.snapshots = 0  # installed
         self._term = 0
         self._votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
         self._commit: dict[int, int] = {}  # node -> commit index seen in this life
@@ -44,8 +48,22 @@ class Watcher:
         self._tids[node.id] = node.engine.last_tid
         untold = len(self.committed) + 1
         if node.engine.applied_index >= untold:  # its last life applied them, and died before it could say so
-            for entry in node.wal.entries(untold, node.engine.applied_index + 1, 1 << 30):
+            for entry in node.wal.entries(
+                max(untold, node.wal.first_index()), node.engine.applied_index + 1, 1 << 30
+            ):
                 self._check_committed(node, entry)
+        self._compare_digest(node)
+
+    def installed(self, node: SimNode) -> None:
+        """A snapshot took the place of what the node had applied."""
+        self.snapshots += 1
+        applied = node.engine.applied_index
+        if applied <= self._applied[node.id]:
+            raise Violation(f"{node.name} goes back to entry {applied} by a snapshot")
+        if applied > len(self.committed):
+            raise Violation(f"{node.name} takes a snapshot at entry {applied}, which nobody has applied")
+        self._applied[node.id] = applied
+        self._tids[node.id] = node.engine.last_tid
         self._compare_digest(node)
 
     def died(self, node: SimNode) -> None:
@@ -74,7 +92,9 @@ class Watcher:
             raise Violation(f"election safety: nodes {known} and {node.id} both lead in term {change.term}")
         core = node.driver._core
         for entry, term in zip(self.committed, self.committed_in, strict=True):
-            if term < change.term and not core.log.matches(entry.index, entry.term):
+            if term >= change.term or entry.index < core.log.base:
+                continue
+            if not core.log.matches(entry.index, entry.term):
                 raise Violation(
                     f"leader completeness: {node.name} leads in term {change.term} without entry "
                     f"{entry.index} of term {entry.term}, committed in term {term} or before"
@@ -98,7 +118,9 @@ class Watcher:
         before, commit = self._commit.get(node.id, 0), driver.commit_index
         if commit < before:
             raise Violation(f"the commit index of {node.name} goes back to {commit}")
-        if commit > before and driver.role is Role.LEADER and driver._core.log.term(commit) != driver.term:
+        # What a leader has cut from its log was applied before: this is about what it has just committed.
+        newly = commit > before and driver.role is Role.LEADER and commit > driver._core.log.base
+        if newly and driver._core.log.term(commit) != driver.term:
             raise Violation(f"{node.name} leads in term {driver.term} and commits an older term's entry {commit}")
         self._commit[node.id] = commit
         for entry, outcome in entries:
@@ -130,13 +152,26 @@ class Watcher:
         else:
             self.committed.append(entry)
             self.committed_in.append(self._term)
-            self._check_majority(entry)
+            if entry.kind is EntryKind.MEMBERSHIP:
+                self.membership = Membership.decode(entry.data)
+            self._check_majority(node, entry)
 
-    def _check_majority(self, entry: Entry) -> None:
-        """Newly committed: on the disks of a majority, whoever says so."""
-        holders = sum(node.log_has(entry) for node in self.nodes.values())
-        if 2 * holders <= len(self.nodes):
-            raise Violation(f"entry {entry.index} of term {entry.term} is applied, but {holders} logs have it")
+    def _check_majority(self, node: SimNode, entry: Entry) -> None:
+        """Newly committed: on the disks of a majority, whoever says so.
+
+        Of the voters as of the entry, or of those that came into effect before it was counted.
+        """
+        holders = {each.id for each in self.nodes.values() if each.log_has(entry)}
+        candidates = (self.membership, self.before, node.driver.membership)
+        if not any(
+            all(2 * len(voters & holders) > len(voters) for voters in membership.configurations)
+            for membership in candidates
+        ):
+            names = ", ".join(f"n{holder}" for holder in sorted(holders))
+            raise Violation(
+                f"entry {entry.index} of term {entry.term} is applied, but only logs of {names} have it"
+            )
+        self.before = self.membership
 
     def _check_durable(self, node: SimNode, entries: Sequence[Entry]) -> None:
         if not entries or node.damaged:  # a record that cannot be read says nothing about those behind it
@@ -165,7 +200,8 @@ class Watcher:
         for position, (name, one) in enumerate(logs):
             for other_name, other in logs[position + 1 :]:
                 agreed = False
-                for index in range(min(one.last_index(), other.last_index()), 0, -1):
+                bottom = max(one.base[0], other.base[0], 1) - 1
+                for index in range(min(one.last_index(), other.last_index()), bottom, -1):
                     agreed = agreed or one.term(index) == other.term(index)
                     if agreed and one.term(index) != other.term(index):
                         raise Violation(f"log matching: {name} and {other_name} differ at {index}")

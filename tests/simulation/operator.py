@@ -1,0 +1,66 @@
+"""Who changes the membership while everything breaks: has leaders do it, and starts the nodes that come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from raftstorage.node.driver import LeadershipLost
+from raftstorage.node.members import NoSuchMember
+from raftstorage.node.raft.membership import MemberRole, MembershipError
+from raftstorage.node.raft.types import NotLeader
+
+from tests.simulation.node import SimNode
+from tests.simulation.world import World
+
+#: More nodes than this a run never has, those that were removed included.
+MOST_NODES = 8
+CHANGE_SECONDS = 3.0
+
+
+class Operator:
+    """`new_node(id)` makes and starts a node that is to join."""
+
+    def __init__(self, world: World, nodes: dict[int, SimNode], new_node: Callable[[int], None]) -> None:
+        self._world = world
+        self._nodes = nodes
+        self._new_node = new_node
+        self.changes = 0  # that came about
+
+    def change(self, leader: SimNode, what: str, number: int) -> None:
+        """`number` says which of the members that `what` may concern."""
+        if leader.loop is None:
+            return
+        members = leader.members.membership.members
+        voters = [m.node_id for m in members if m.role is MemberRole.VOTER]
+        learners = [m.node_id for m in members if m.role is MemberRole.LEARNER]
+        work: Callable[[], Coroutine[Any, Any, Any]] | None = None
+        if what == "let in" and len(self._nodes) < MOST_NODES:
+            node = leader.members.membership.highest_id + 1
+            work = partial(leader.members.admit, f"n{node}:1", f"{node:032x}", 1)
+        elif what == "promote" and learners:
+            work = partial(leader.members.promote, learners[number % len(learners)])
+        elif what == "demote" and len(voters) > 1:
+            work = partial(leader.members.demote, voters[number % len(voters)])
+        elif what == "remove" and len(members) > 1:
+            work = partial(leader.members.remove, members[number % len(members)].node_id)
+        elif what == "replace" and learners:
+            old = voters[number % len(voters)]
+            work = partial(leader.members.promote, learners[number % len(learners)], old)
+        if work is not None:
+            self._world.say(f"{leader.name} is to {what}, {number}")
+            leader.loop.call_soon(lambda: leader.loop and leader.loop.create_task(self._carry_out(leader, work)))
+
+    async def _carry_out(self, leader: SimNode, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        try:
+            outcome = await work()
+        except (NotLeader, MembershipError, NoSuchMember, LeadershipLost, TimeoutError) as error:
+            self._world.say(f"{leader.name} does not change the members: {error!r}")
+            return
+        self.changes += 1
+        if isinstance(outcome, tuple):
+            member = outcome[0]
+            if member.node_id not in self._nodes:
+                self._new_node(member.node_id)
+        self._world.say(f"{leader.name} has changed the members")
