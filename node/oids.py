@@ -32,7 +32,10 @@ class OidBlocks:
 
     def applied(self, entry: Entry, outcome: Applied) -> None:
         """Every entry, in order."""
-        for oid in outcome.oids:  # a restored object may lie in the block that is being given out
+        # A restored object may lie in the block that is being given out. One in a fragment is passed over at once:
+        # its commit comes before another block does.
+        changed = outcome.oids if isinstance(outcome.oids, tuple) else outcome.oids.last
+        for oid in outcome.staged or changed:
             number = int.from_bytes(oid, "big")
             if self._next <= number < self._end:
                 self._next = number + 1

@@ -6,14 +6,17 @@ Everything is a function of the applied entries: no clock, no randomness, no loc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from raftstorage.node.engine.kv import KeyValueStore
 from raftstorage.node.raft.types import Entry
 from raftstorage.proto import storage_pb2 as pb
 
+#: Conflicts in an outcome, at most: the first ones.
+MAX_CONFLICTS = 100
 #: No tid; the base serial of a new object.
 Z64 = b"\0" * 8
 
@@ -45,20 +48,36 @@ class Conflict:
     reading: bool = False
 
 
+class Oids(Protocol):
+    """Many oids, read when they are asked for. To iterate over all may take long; over one page, about 1 ms."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[bytes]: ...
+    def pages(self) -> Iterator[tuple[bytes, ...]]:
+        """All of them in stored order, some at a time. Entries may be applied in between."""
+
+    @property
+    def last(self) -> tuple[bytes, ...]:
+        """The last page, held in memory: the records in the entry that committed the transaction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """The outcome of one entry, equal on every node.
 
     `tid`: of the committed transaction (of the first attempt for a transaction id seen before); None when it
-    was refused or was no commit. `oids`: what it changed, in stored order, empty for a repeated id.
-    `conflicts`: why it was refused. `refused`: another reason (a stale given tid, a malformed command).
+    was refused or was no commit. `oids`: what it changed, in stored order, empty for a repeated id; a transaction
+    that came in fragments has Oids. `staged`: what a fragment holds; nothing of it can be seen yet, or ever if
+    the fragment is dropped. `conflicts`: why it was refused, up to MAX_CONFLICTS.
+    `refused`: another reason (a stale given tid, a malformed command).
     `first_oid`: answer to an AllocateCommand. `membership`: a MEMBERSHIP entry's data.
     """
 
     index: int
     transaction_id: bytes = b""
     tid: bytes | None = None
-    oids: tuple[bytes, ...] = ()
+    oids: tuple[bytes, ...] | Oids = ()
+    staged: tuple[bytes, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     refused: str = ""
     first_oid: bytes | None = None
@@ -75,10 +94,22 @@ class Checkpointed:
     membership: bytes
 
 
+class Position(NamedTuple):
+    """Where reading transactions goes on: at `tid`; `skip` is the engine's affair."""
+
+    tid: bytes
+    skip: int = 0
+
+
+#: A transaction's tid and the oids it changed, in stored order.
+Changed = tuple[bytes, tuple[bytes, ...] | Oids]
+
+
 class Engine(Protocol):
     """An engine is used from one thread, but for `flush`. Entries are applied in log order, each once.
 
-    `apply` writes data and applied index in one atomic batch. A crash loses a tail of applied entries, never
+    `apply` takes some milliseconds for an entry that keeps to FRAGMENT_BYTES and FRAGMENT_ITEMS of `fragments`.
+    It writes data and applied index in one atomic batch. A crash loses a tail of applied entries, never
     part of one: the driver replays the log from `applied_index + 1`.
     """
 
@@ -115,22 +146,36 @@ class Engine(Protocol):
     def current_serial(self, oid: bytes) -> bytes | None:
         """Serial of the newest revision; None for an unknown oid."""
 
-    def history(self, oid: bytes, size: int) -> list[pb.Revision]:
-        """Newest first. KeyError: unknown oid."""
+    def history(self, oid: bytes, size: int, before: bytes = ...) -> tuple[list[pb.Revision], bool]:
+        """Up to `size` revisions below the tid `before` (default: all), newest first; True when more follow.
+
+        Stops early after some work: go on with the last one's tid. KeyError: no such revision.
+        """
 
     def transaction_tid(self, transaction_id: bytes) -> bytes | None:
         """The tid that this transaction id was committed with, if it was (and is not long ago)."""
 
     def transactions(
-        self, start: bytes, stop: bytes | None, max_bytes: int
-    ) -> tuple[list[pb.CommittedTransaction], bool]:
-        """A page of transactions start <= tid <= stop with records, at least one; True when more follow."""
+        self, start: bytes, stop: bytes | None, max_bytes: int, skip: int = 0
+    ) -> tuple[list[pb.CommittedTransaction], Position | None]:
+        """A page of transactions start <= tid <= stop with records, and where to go on; None: there are no more.
 
-    def changed_since(self, tid: bytes, limit: int) -> list[tuple[bytes, tuple[bytes, ...]]]:
-        """(tid, oids) of up to `limit` transactions above `tid`, rising. Reads no record data."""
+        Whole transactions with up to `max_bytes`, or a part of one that has more: `skip` of the position is not 0
+        then, and the next page goes on with its records. At least one record is read, however large. `start` and
+        `skip` are those of a position, or `skip` is 0.
+        """
+
+    def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
+        """(tid, oids) of up to `limit` transactions above `tid`, rising. Reads no record data.
+
+        Fewer than `limit` do not mean that there are no more: stops early after some work, but not before one.
+        """
 
     def conflicts(self, transaction: pb.Transaction) -> list[Conflict]:
-        """What `apply` would find now: base serials and checks against current serials. Changes nothing."""
+        """What `apply` would find now, all: base serials and checks against current serials. Changes nothing.
+
+        Some of a transaction's records and checks may be asked for at a time.
+        """
 
     def approximate_size(self) -> tuple[int, int]:
         """(bytes on disk, number of objects), both approximate."""

@@ -11,8 +11,9 @@ from typing import Protocol
 #: (family, key, value); value None deletes.
 Change = tuple[str, bytes, bytes | None]
 
-#: Families of keys: records (oid + tid), transactions (tid), ids (transaction id), id_order (log index), meta.
-FAMILIES = ("records", "transactions", "ids", "id_order", "meta")
+#: Families of keys, in the order of a store that keeps all in one; see `layout.py`. Append, never reorder. The one
+#: with large values is last and far from `records`: a search there must not read a neighbour of megabytes.
+FAMILIES = ("records", "transactions", "ids", "id_order", "meta", "pages", "data")
 
 
 class KeyValueStore(Protocol):
@@ -114,10 +115,9 @@ class MemoryStore:
         directory.mkdir()
         (directory / "memory").write_bytes(
             b"".join(
-                b"%d %d %d\n%b%b"
-                % (number, len(key), len(self._values[family][key]), key, self._values[family][key])
+                b"%d %d %d\n%b%b" % (number, len(key), len(value), key, value)
                 for number, family in enumerate(FAMILIES)
-                for key in self._keys[family]
+                for key, value in self.scan(family, b"")
             )
         )
         sync_folder(directory)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from raftstorage.node.engine.api import Engine, EngineError
 from raftstorage.node.failures import failed
@@ -15,6 +16,8 @@ from raftstorage.proto import storage_pb2 as pb
 log = logging.getLogger(__name__)
 
 Reply = Callable[[pb.Event], None]
+#: A read that takes more than one turn of the loop: yields after each, returns the answer.
+Steps = Generator[None, None, pb.Event]
 
 #: Calls that this module answers.
 CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size"})
@@ -46,11 +49,13 @@ class _Parked:
 class Reads:
     """Used from the loop. Every read gets one reply; an unexpected error is logged and answered INTERNAL.
 
-    `read` and `applied` raise EngineError: what the engine cannot read is damaged.
+    `read` and `applied` raise EngineError: what the engine cannot read is damaged. `fail` gets one that comes
+    later.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, fail: Callable[[BaseException], object]) -> None:
         self._engine = engine
+        self._fail = fail
         self._order = itertools.count()
         self._heap: list[_Parked] = []
         self._by_deadline: deque[_Parked] = deque()
@@ -97,14 +102,34 @@ class Reads:
     def _serve(self, request: pb.Request, call: str, reply: Reply) -> None:
         try:
             event = self._answer(request, call)
+            if not isinstance(event, pb.Event):
+                self._go_on(event, call, reply)
+                return
         except EngineError:
             raise
         except Exception:
-            log.exception("a read failed", extra={"call": call})
-            event = failed(pb.INTERNAL, "the node could not read; its log says why")
+            event = _internal(call)
         reply(event)
 
-    def _answer(self, request: pb.Request, call: str) -> pb.Event:
+    def _go_on(self, steps: Steps, call: str, reply: Reply) -> None:
+        try:
+            next(steps)
+        except StopIteration as end:
+            reply(end.value)
+        except EngineError:
+            raise
+        except Exception:
+            reply(_internal(call))
+        else:
+            asyncio.get_running_loop().call_soon(self._go_on_later, steps, call, reply)
+
+    def _go_on_later(self, steps: Steps, call: str, reply: Reply) -> None:
+        try:
+            self._go_on(steps, call, reply)
+        except EngineError as error:
+            self._fail(error)
+
+    def _answer(self, request: pb.Request, call: str) -> pb.Event | Steps:
         engine = self._engine
         match call:
             case "load_before":
@@ -130,18 +155,41 @@ class Reads:
                     return _missing(wanted.oid)
                 return pb.Event(record=pb.Record(data=data, serial=wanted.serial))
             case "history":
-                try:
-                    revisions = engine.history(request.history.oid, request.history.size)
-                except KeyError:
-                    return _missing(request.history.oid)
-                return pb.Event(history=pb.HistoryReply(revisions=revisions))
+                return self._history(request.history)
             case "read_transactions":
-                page = request.read_transactions
-                limit = min(page.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
-                transactions, more = engine.transactions(page.start.rjust(8, b"\0"), page.stop or None, limit)
-                return pb.Event(transactions=pb.Transactions(transactions=transactions, more=more))
+                return self._transactions(request.read_transactions)
         size, objects = engine.approximate_size()
         return pb.Event(size=pb.SizeReply(bytes=size, objects=objects))
+
+    def _history(self, asked: pb.History) -> Steps:
+        try:
+            revisions, more = self._engine.history(asked.oid, asked.size)
+        except KeyError:
+            return _missing(asked.oid)
+        size = sum(each.ByteSize() for each in revisions)
+        while more and len(revisions) < asked.size and size < MAX_PAGE_BYTES:
+            yield
+            page, more = self._engine.history(asked.oid, asked.size - len(revisions), revisions[-1].tid)
+            revisions += page
+            size += sum(each.ByteSize() for each in page)
+        return pb.Event(history=pb.HistoryReply(revisions=revisions))
+
+    def _transactions(self, asked: pb.ReadTransactions) -> Steps:
+        limit = min(asked.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
+        stop = asked.stop or None
+        transactions, position = self._engine.transactions(asked.start.rjust(8, b"\0"), stop, limit)
+        while position is not None and position.skip:  # whole ones are asked for
+            yield
+            page, position = self._engine.transactions(position.tid, stop, limit, position.skip)
+            transactions[-1].records.extend(page[0].records)
+            transactions += page[1:]
+        return pb.Event(transactions=pb.Transactions(transactions=transactions, more=position is not None))
+
+
+def _internal(call: str) -> pb.Event:
+    """Where an exception is being handled."""
+    log.exception("a read failed", extra={"call": call})
+    return failed(pb.INTERNAL, "the node could not read; its log says why")
 
 
 def _missing(oid: bytes) -> pb.Event:

@@ -76,7 +76,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._metrics = metrics
         self._sessions: dict[ClientSession, None] = {}  # in the order they came
         self._handlers: set[asyncio.Task[None]] = set()
-        self._reads = Reads(driver.engine)
+        self._reads = Reads(driver.engine, driver.fail)
         self._coordinator = Coordinator(
             driver.engine,
             driver.propose,
@@ -294,8 +294,6 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             changes = [pb.Invalidation(tid=tid, oids=oids) for tid, oids in page]
             session.put(pb.Event(invalidations=pb.Invalidations(transactions=changes)))
             session.after = page[-1][0]
-            if len(page) < CATCH_UP_PAGE:
-                break
             await asyncio.sleep(0)
             await session.room()
         session.live = True  # nothing was applied since the last page: no await in between

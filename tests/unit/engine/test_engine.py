@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftstorage.node.engine import MemoryEngine, RocksEngine
-from raftstorage.node.engine.api import Z64, EngineError, Revision
+from raftstorage.node.engine.api import Z64, EngineError, Position, Revision
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
@@ -50,7 +50,7 @@ def commit(
 def test_an_empty_engine(engine: StateMachine) -> None:
     assert (engine.applied_index, engine.last_tid) == (0, Z64)
     assert engine.current_serial(p64(0)) is None
-    assert engine.transactions(Z64, None, 100) == ([], False)
+    assert engine.transactions(Z64, None, 100) == ([], None)
     for question in (
         lambda: engine.load_before(p64(0), p64(9)),
         lambda: engine.load_before(p64(0), Z64),
@@ -70,8 +70,8 @@ def test_revisions(engine: StateMachine) -> None:
     assert engine.load_before(p64(1), b"\xff" * 8) == Revision(b"b", p64(20), None)
     assert engine.load_serial(p64(1), p64(10)) == b"a"
     assert engine.current_serial(p64(2)) == p64(10)
-    assert [each.tid for each in engine.history(p64(1), 5)] == [p64(20), p64(10)]
-    assert [each.tid for each in engine.history(p64(1), 1)] == [p64(20)]
+    assert [each.tid for each in engine.history(p64(1), 5)[0]] == [p64(20), p64(10)]
+    assert [each.tid for each in engine.history(p64(1), 1)[0]] == [p64(20)]
     assert (engine.applied_index, engine.last_tid) == (3, p64(20))
     assert engine.approximate_size()[1] == 2
 
@@ -175,13 +175,12 @@ def test_oids_are_given_out_once(engine: StateMachine) -> None:
 def test_pages_and_changes(engine: StateMachine) -> None:
     feed(engine, *(commit(tid, [(tid, 0, b"x" * 50)]) for tid in range(10, 20)))
     seen: list[int] = []
-    start, more = Z64, True
-    while more:
-        page, more = engine.transactions(start, p64(17), 150)
+    at: Position | None = Position(Z64)
+    while at is not None:
+        page, at = engine.transactions(at.tid, p64(17), 150, at.skip)
         assert page
         seen.extend(int.from_bytes(each.tid, "big") for each in page)
         assert all(each.records[0].data == b"x" * 50 for each in page)
-        start = p64(seen[-1] + 1)
     assert seen == list(range(10, 18))
     assert engine.changed_since(p64(15), 2) == [(p64(16), (p64(16),)), (p64(17), (p64(17),))]
     assert engine.changed_since(p64(19), 2) == []

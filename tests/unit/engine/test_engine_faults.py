@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raftstorage.node.engine import MemoryEngine, RocksEngine
-from raftstorage.node.engine.api import Z64, EngineError, Revision
+from raftstorage.node.engine.api import Z64, EngineError, Position, Revision
 from raftstorage.node.engine.kv import FAMILIES, Change, MemoryStore
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.engine.state import StateMachine
@@ -148,11 +148,11 @@ def test_keys_of_other_lengths_find_nothing(engine: StateMachine) -> None:
 def test_a_page_keeps_to_its_size_but_holds_at_least_one(engine: StateMachine) -> None:
     feed(engine, store(10, 1, data=bytes(100)), store(20, 2, data=bytes(5000)), store(30, 3, data=bytes(100)))
     page, more = engine.transactions(Z64, None, 1000)
-    assert ([each.tid for each in page], more) == ([p64(10)], True)
+    assert ([each.tid for each in page], more) == ([p64(10)], Position(p64(20)))
     page, more = engine.transactions(p64(11), None, 1000)
-    assert ([each.tid for each in page], more) == ([p64(20)], True)
+    assert ([each.tid for each in page], more) == ([p64(20)], Position(p64(30)))
     page, more = engine.transactions(p64(21), None, 1000)
-    assert ([each.tid for each in page], more) == ([p64(30)], False)
+    assert ([each.tid for each in page], more) == ([p64(30)], None)
 
 
 def test_a_transaction_without_its_record_is_damage(engine: StateMachine) -> None:

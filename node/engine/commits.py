@@ -1,0 +1,348 @@
+"""What a commit, whole or in fragments, does to the state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf.message import DecodeError
+from raftstorage.node.engine.api import Z64, Applied, Conflict
+from raftstorage.node.engine.fragments import Staging, decode_staging
+from raftstorage.node.engine.kv import Change
+from raftstorage.node.engine.layout import (
+    DROPPED_KEY,
+    INLINE_BYTES,
+    PAGE_OIDS,
+    STAGING_KEY,
+    Head,
+    Stub,
+    chunk_key,
+    chunk_keys,
+    cut,
+    dropped_key,
+    page_key,
+    read_page,
+    read_stub,
+    seal,
+    unseal,
+)
+from raftstorage.node.engine.reading import Dropped, Reading
+from raftstorage.proto import storage_pb2 as pb
+
+#: Oids from here on can be stored only after they were given out, and no given tid may be above: a client that
+#: names the last oid or tid of all must not leave none for the others.
+GIVEN_OUT_ONLY = 1 << 63
+
+Serials = Mapping[bytes, bytes | None]
+
+
+class Refused(Exception):
+    """Why a command is not carried out: equal on every node, so nothing of a library's wording."""
+
+
+class Commits(Reading):
+    """Decides on commits. Changes of the store are collected, those of the attributes made at once."""
+
+    _next_oid: int
+    _objects: int
+    _staging: Staging | None
+
+    def _read_staging(self) -> None:
+        """After a store was opened."""
+        sealed = self._store.get("meta", STAGING_KEY)
+        self._staging = None if sealed is None else decode_staging(unseal("meta", STAGING_KEY, sealed))
+        self._dropped = {}
+        for key, value in self._store.scan("meta", DROPPED_KEY):
+            if not key.startswith(DROPPED_KEY):
+                break
+            left = unseal("meta", key, value)
+            first = int.from_bytes(key[len(DROPPED_KEY) :], "big")
+            self._dropped[first] = Dropped(left[:8], int.from_bytes(left[8:], "big"))
+
+    # ---- commands ------------------------------------------------------------------------------------
+
+    def _commit(self, index: int, commit: pb.CommitCommand, changes: list[Change]) -> Applied:
+        """The end of a transaction. If it had fragments, `_staging` is what they left."""
+        identity, tid = commit.transaction_id, commit.tid
+        first = self.transaction_tid(identity)
+        if first is not None:
+            return Applied(index, identity, tid=first, repeated=True)
+        staging = self._staging or Staging(identity, tid, index)
+        try:
+            if staging.refused:
+                raise Refused(staging.refused)
+            if staging.count != commit.fragments:
+                raise Refused("its fragments are not in the entries before it")
+            transaction = _parsed(commit.transaction)
+            _check(identity, tid, transaction, self._next_oid)
+            _check_pieces(staging, transaction, last=True)
+            self._check_tid(tid)
+            current = self._serials(transaction, staging)
+        except Refused as why:
+            return Applied(index, identity, refused=str(why))
+        staging.note(self._conflicts(transaction, current))
+        conflicts = staging.conflicts(restoring=bool(transaction.tid))
+        if conflicts:
+            return Applied(index, identity, conflicts=conflicts)
+        oids = self._write(staging, transaction, current, 0, changes)
+        info = pb.CommittedTransaction(
+            tid=tid,
+            status=transaction.status or b" ",
+            user=transaction.user,
+            description=transaction.description,
+            extension=transaction.extension,
+        )
+        for record in transaction.records[len(transaction.records) - len(oids) :]:
+            data_tid = record.data_tid if record.data_tid != Z64 else b""
+            info.records.add(oid=record.oid, no_data=record.no_data, data_tid=data_tid)
+        head = Head(info, staging.first, staging.pages, staging.paged)
+        changes.append(("transactions", tid, head.sealed()))
+        order = index.to_bytes(8, "big")
+        changes.append(("ids", identity, seal(tid + order)))
+        changes.append(("id_order", order, seal(identity)))
+        self._objects += staging.objects
+        self._next_oid = max(self._next_oid, staging.highest + 1)
+        self._last_tid = tid
+        if self._staging is not None:  # what its fragments wrote shows now
+            self._staging = None
+            changes.append(("meta", STAGING_KEY, None))
+        return Applied(index, identity, tid=tid, oids=self._changed(head) if head.pages else oids)
+
+    def _fragment(self, index: int, fragment: pb.FragmentCommand, changes: list[Change]) -> Applied:
+        """A piece of a transaction; the next one of `_staging`, or the first of another."""
+        identity, tid = fragment.transaction_id, fragment.tid
+        staging = self._staging
+        if staging is None:
+            if fragment.number:
+                return Applied(index, identity, refused="a fragment that goes on with nothing")
+            if len(identity) != 16 or len(tid) != 8:
+                return Applied(index, identity, refused="a fragment of a bad transaction id or tid")
+            staging = self._staging = Staging(identity, tid, index)
+        staging.count += 1
+        oids: tuple[bytes, ...] = ()
+        if not staging.refused:
+            try:
+                transaction = _parsed(fragment.transaction)
+                if any(each.name not in ("records", "checks") for each, _ in transaction.ListFields()):
+                    raise Refused("malformed transaction: a fragment with more than records and checks")
+                _check(identity, tid, transaction, self._next_oid)
+                _check_pieces(staging, transaction, last=False)
+                self._check_tid(tid)
+                current = self._serials(transaction, staging)
+            except Refused as why:
+                self._let_go(staging, changes)
+                staging.refused, staging.pages = str(why), 0
+            else:
+                staging.note(self._conflicts(transaction, current))
+                oids = self._write(staging, transaction, current, staging.first, changes)
+                for at in range(0, len(oids), PAGE_OIDS):
+                    page = seal(b"".join(oids[at : at + PAGE_OIDS]))
+                    changes.append(("pages", page_key(staging.first, staging.pages), page))
+                    staging.pages += 1
+                staging.paged += len(oids)
+        changes.append(("meta", STAGING_KEY, seal(staging.encode())))
+        return Applied(index, identity, staged=oids, refused=staging.refused)
+
+    def _check_tid(self, tid: bytes) -> None:
+        if tid <= self._last_tid:
+            raise Refused(f"tid {tid.hex()} is not above {self._last_tid.hex()}")
+
+    # ---- conflicts -----------------------------------------------------------------------------------
+
+    def _serials(self, transaction: pb.Transaction, staging: Staging) -> dict[bytes, bytes | None]:
+        """Current serials of the records' oids; None for one whose data goes on, which was looked at before.
+
+        Refused: an oid that an earlier fragment had.
+        """
+        found: dict[bytes, bytes | None] = {}
+        for record in transaction.records:
+            oid = record.oid
+            key = self._store.at_or_before("records", oid + staging.tid)
+            if key is None or key[:8] != oid or oid == staging.unfinished:
+                found[oid] = None
+            elif key[8:] <= self._last_tid and not self._dropped:
+                found[oid] = key[8:]
+            else:
+                if key[8:] == staging.tid and self._is_of(key, staging):
+                    raise Refused("malformed transaction: an oid twice")
+                found[oid] = self.current_serial(oid)
+        return found
+
+    def _is_of(self, key: bytes, staging: Staging) -> bool:
+        sealed = self._store.get("records", key)
+        return sealed is not None and read_stub(key, sealed).fragment == staging.first
+
+    def conflicts(self, transaction: pb.Transaction) -> list[Conflict]:
+        """See `api.Engine.conflicts`. A transaction that brings its own tid is a restore: no base serials."""
+        if transaction.tid:
+            return self._conflicts(transaction, {})
+        return self._conflicts(
+            transaction, {record.oid: self.current_serial(record.oid) for record in transaction.records}
+        )
+
+    def _conflicts(self, transaction: pb.Transaction, current: Serials) -> list[Conflict]:
+        """`current`: serials of the records' oids."""
+        found = []
+        if not transaction.tid:
+            for record in transaction.records:
+                serial, expected = current[record.oid] or Z64, record.base_serial or Z64
+                if serial != expected:
+                    found.append(Conflict(record.oid, serial, expected))
+        for check in transaction.checks:
+            serial, expected = self.current_serial(check.oid) or Z64, check.serial or Z64
+            if serial != expected:
+                found.append(Conflict(check.oid, serial, expected, reading=True))
+        return found
+
+    # ---- writing -------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        staging: Staging,
+        transaction: pb.Transaction,
+        current: Serials,
+        fragment: int,
+        changes: list[Change],
+    ) -> tuple[bytes, ...]:
+        """Puts records into `changes` and their counts into `staging`; returns the oids that are new in it."""
+        oids = []
+        for record in transaction.records:
+            oid, data, key = record.oid, record.data, record.oid + staging.tid
+            if oid == staging.unfinished:
+                self._write_more(key, data, changes)
+            else:
+                oids.append(oid)
+                if self._dropped:
+                    self._write_over(key, changes)
+                stub = Stub(record.no_data, record.data_tid, fragment)
+                if not record.no_data:
+                    stub = stub._replace(inline=data)
+                    if record.more or len(data) > INLINE_BYTES:
+                        stub = stub._replace(inline=None, size=len(data), chunks=_put(key, 0, data, changes))
+                changes.append(("records", key, stub.sealed()))
+                staging.objects += current[oid] is None
+                staging.highest = max(staging.highest, int.from_bytes(oid, "big"))
+            staging.unfinished = oid if record.more else b""
+        return tuple(oids)
+
+    def _write_more(self, key: bytes, data: bytes, changes: list[Change]) -> None:
+        """Lengthens the data of a record that an earlier fragment began."""
+        stub = read_stub(key, self._needed("records", key))
+        chunks = stub.chunks + _put(key, stub.chunks, data, changes)
+        stub = stub._replace(size=stub.size + len(data), chunks=chunks)
+        changes.append(("records", key, stub.sealed()))
+
+    def _write_over(self, key: bytes, changes: list[Change]) -> None:
+        """Removes the chunks of a dropped record whose key is about to be used again."""
+        sealed = self._store.get("records", key)
+        if sealed is not None:
+            changes += [("data", each, None) for each in chunk_keys(key, read_stub(key, sealed))]
+
+    # ---- what was dropped ----------------------------------------------------------------------------
+
+    def _drop(self, changes: list[Change]) -> None:
+        """The entry does not go on with the fragments before it."""
+        if self._staging is not None:
+            self._let_go(self._staging, changes)
+            self._staging = None
+            changes.append(("meta", STAGING_KEY, None))
+
+    def _let_go(self, staging: Staging, changes: list[Change]) -> None:
+        if staging.pages:
+            dropped = self._dropped[staging.first] = Dropped(staging.tid, staging.pages)
+            changes.append(_dropped_change(staging.first, dropped))
+
+    def _clean(self) -> tuple[list[Change], tuple[int, Dropped] | None]:
+        """Changes that remove a page of what was dropped first, and what is left then, for `_cleaned`.
+
+        To be written before the entry's own changes, which may use one of the keys again.
+        """
+        if not self._dropped:
+            return [], None
+        first = min(self._dropped)
+        dropped = self._dropped[first]
+        left = dropped._replace(pages=dropped.pages - 1)
+        page = page_key(first, left.pages)
+        changes: list[Change] = [("pages", page, None), _dropped_change(first, left)]
+        for oid in read_page(page, self._needed("pages", page)):
+            key = oid + dropped.tid
+            sealed = self._store.get("records", key)
+            stub = None if sealed is None else read_stub(key, sealed)
+            if stub is not None and stub.fragment == first:
+                changes.append(("records", key, None))
+                changes += [("data", each, None) for each in chunk_keys(key, stub)]
+        return changes, (first, left)
+
+    def _cleaned(self, left: tuple[int, Dropped] | None) -> None:
+        """`_clean`'s changes are written."""
+        if left is not None:
+            first, dropped = left
+            if dropped.pages:
+                self._dropped[first] = dropped
+            else:
+                del self._dropped[first]
+
+
+def _dropped_change(first: int, dropped: Dropped) -> Change:
+    value = seal(dropped.tid + dropped.pages.to_bytes(4, "big")) if dropped.pages else None
+    return "meta", dropped_key(first), value
+
+
+def _put(key: bytes, number: int, data: bytes, changes: list[Change]) -> int:
+    """Chunks of `data` from `number` on; returns how many."""
+    chunks = list(cut(data))
+    for position, chunk in enumerate(chunks, number):
+        changes.append(("data", chunk_key(key, position), seal(chunk)))
+    return len(chunks)
+
+
+def _parsed(body: bytes) -> pb.Transaction:
+    try:
+        return pb.Transaction.FromString(body)
+    except DecodeError:
+        raise Refused("malformed transaction") from None
+
+
+def _check(identity: bytes, tid: bytes, transaction: pb.Transaction, next_oid: int) -> None:
+    """Refused when it cannot be applied, whatever was committed before."""
+    why = _malformed(identity, tid, transaction, next_oid)
+    if why:
+        raise Refused(f"malformed transaction: {why}")
+
+
+def _malformed(identity: bytes, tid: bytes, transaction: pb.Transaction, next_oid: int) -> str:
+    oids = {record.oid for record in transaction.records}
+    numbers = [int.from_bytes(oid, "big") for oid in oids]
+    if len(identity) != 16:
+        return "a transaction id has 16 bytes"
+    if len(tid) != 8 or (transaction.tid and transaction.tid != tid):
+        return "bad tid"
+    if transaction.tid and int.from_bytes(transaction.tid, "big") >= GIVEN_OUT_ONLY:
+        return "a given tid that is too large"
+    if len(transaction.status) > 1:
+        return "a status has one byte"
+    if len(oids) != len(transaction.records):
+        return "an oid twice"
+    if any(len(oid) != 8 for oid in oids) or any(len(check.oid) != 8 for check in transaction.checks):
+        return "an oid has 8 bytes"
+    if numbers and max(numbers) >= max(GIVEN_OUT_ONLY, next_oid):
+        return "an oid that was not given out"
+    serials = [each.base_serial for each in transaction.records]
+    serials += [each.data_tid for each in transaction.records]
+    serials += [each.serial for each in transaction.checks]
+    if any(len(serial) not in (0, 8) for serial in serials):
+        return "a serial has 8 bytes"
+    return ""
+
+
+def _check_pieces(staging: Staging, transaction: pb.Transaction, last: bool) -> None:
+    """Refused when a record's data does not go on where it must, or goes on where nothing can follow."""
+    records = transaction.records
+    if staging.unfinished:
+        goes_on = pb.NewRecord(oid=staging.unfinished)
+        if records:
+            goes_on.data, goes_on.more = records[0].data, records[0].more
+        if not records or records[0] != goes_on:
+            raise Refused("malformed transaction: a record breaks off")
+    for position, record in enumerate(records, 1):
+        if record.more and (last or position < len(records) or record.no_data):
+            raise Refused("malformed transaction: a record goes on where it cannot")

@@ -1,0 +1,238 @@
+"""Reading the state: revisions, histories, transactions. Every call does a bounded amount of work."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raftstorage.node.engine.api import Z64, Changed, EngineError, Position, Revision
+from raftstorage.node.engine.kv import KeyValueStore
+from raftstorage.node.engine.layout import (
+    Head,
+    Stub,
+    chunk_keys,
+    page_key,
+    read_head,
+    read_page,
+    read_stub,
+    read_whole,
+    unseal,
+)
+from raftstorage.proto import storage_pb2 as pb
+
+#: After so many revisions, or bytes read for them, a call of `history` stops.
+HISTORY_ITEMS = 500
+HISTORY_BYTES = 1 << 20
+#: After so many bytes of transactions without data a call of `changed_since` stops.
+CHANGED_BYTES = 1 << 20
+_LAST = b"\xff" * 8
+_PAGE_SHIFT = 32
+
+
+class Dropped(NamedTuple):
+    """Records of fragments that are yet to be removed: under `tid`, named by the first `pages` pages."""
+
+    tid: bytes
+    pages: int
+
+
+class PagedOids:
+    """An `api.Oids`. A committed transaction's pages stay, whatever else is applied."""
+
+    def __init__(self, state: Reading, head: Head) -> None:
+        self._state = state
+        self._head = head
+        self.last = tuple(record.oid for record in head.info.records)
+
+    def __len__(self) -> int:
+        return self._head.paged + len(self.last)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return itertools.chain.from_iterable(self.pages())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | PagedOids) and tuple(self) == tuple(other)
+
+    def pages(self) -> Iterator[tuple[bytes, ...]]:
+        """See `api.Oids`."""
+        for page in range(self._head.pages):
+            yield self._state._page(self._head, page)
+        if self.last:
+            yield self.last
+
+
+class Reading:
+    """Answers from `_store` what was committed: all up to `_last_tid`, but for fragments that were dropped."""
+
+    _store: KeyValueStore
+    _last_tid: bytes
+    _dropped: dict[int, Dropped]  # by the index of the first fragment
+
+    def _needed(self, family: str, key: bytes) -> bytes:
+        sealed = self._store.get(family, key)
+        if sealed is None:
+            raise EngineError(f"{family} {key.hex()} is missing")
+        return sealed
+
+    # ---- records -------------------------------------------------------------------------------------
+
+    def _is_dead(self, key: bytes, sealed: bytes | None = None) -> bool:
+        """Whether the record was dropped with its fragments. To be asked only while there are such."""
+        return read_stub(key, sealed or self._needed("records", key)).fragment in self._dropped
+
+    def _data(self, key: bytes, stub: Stub) -> bytes | None:
+        if stub.inline is not None:
+            return None if stub.no_data else stub.inline
+        return b"".join([unseal("data", each, self._needed("data", each)) for each in chunk_keys(key, stub)])
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        """See `api.Engine.load_before`."""
+        if len(oid) != 8 or len(tid) != 8:  # other lengths would split into another oid and tid
+            raise KeyError(oid)
+        bound = min(_before(tid), self._last_tid)
+        found, following = self._store.around("records", oid + bound)
+        if self._dropped:
+            while found is not None and found[0][:8] == oid and self._is_dead(*found):
+                found = self._store.around("records", oid + _before(found[0][8:]))[0]
+            while following is not None and following[:8] == oid and self._is_dead(following):
+                following = self._store.around("records", following)[1]
+        younger = following is not None and following[:8] == oid and following[8:] <= self._last_tid
+        if found is None or found[0][:8] != oid:
+            if younger:
+                return None
+            raise KeyError(oid)
+        key, sealed = found
+        data = read_whole(key, sealed)
+        if data is None:
+            data = self._data(key, read_stub(key, sealed))
+        return Revision(data, key[8:], following[8:] if younger and following is not None else None)
+
+    def load_serial(self, oid: bytes, serial: bytes) -> bytes:
+        """See `api.Engine.load_serial`."""
+        found = self._stub(oid + serial) if len(oid) == len(serial) == 8 else None
+        data = None if found is None else self._data(oid + serial, found)
+        if data is None:
+            raise KeyError((oid, serial))
+        return data
+
+    def _stub(self, key: bytes) -> Stub | None:
+        if key[8:] > self._last_tid:
+            return None
+        sealed = self._store.get("records", key)
+        stub = None if sealed is None else read_stub(key, sealed)
+        return None if stub is None or stub.fragment in self._dropped else stub
+
+    def current_serial(self, oid: bytes) -> bytes | None:
+        """See `api.Engine.current_serial`."""
+        found = self._store.at_or_before("records", oid + self._last_tid)
+        while self._dropped and found is not None and found[:8] == oid and self._is_dead(found):
+            found = self._store.at_or_before("records", oid + _before(found[8:]))
+        return found[8:] if found is not None and found[:8] == oid else None
+
+    def history(self, oid: bytes, size: int, before: bytes = _LAST) -> tuple[list[pb.Revision], bool]:
+        """See `api.Engine.history`."""
+        revisions: list[pb.Revision] = []
+        cost = 0
+        for key, sealed in self._store.scan_back("records", oid + min(_before(before), self._last_tid)):
+            if key[:8] != oid:
+                break
+            stub = read_stub(key, sealed)
+            if stub.fragment in self._dropped:
+                continue
+            if len(revisions) >= min(size, HISTORY_ITEMS) or cost > HISTORY_BYTES:
+                return revisions, True
+            head = self._needed("transactions", key[8:])
+            cost += len(sealed) + len(head)
+            info = read_head(key[8:], head).info
+            revisions.append(
+                pb.Revision(
+                    tid=info.tid,
+                    user=info.user,
+                    description=info.description,
+                    extension=info.extension,
+                    size=stub.size,
+                )
+            )
+        if not revisions:
+            raise KeyError(oid)
+        return revisions, False
+
+    # ---- transactions --------------------------------------------------------------------------------
+
+    def transaction_tid(self, transaction_id: bytes) -> bytes | None:
+        """See `api.Engine.transaction_tid`."""
+        sealed = self._store.get("ids", transaction_id)
+        return None if sealed is None else unseal("ids", transaction_id, sealed)[:8]
+
+    def _page(self, head: Head, page: int) -> tuple[bytes, ...]:
+        key = page_key(head.fragment, page)
+        return read_page(key, self._needed("pages", key))
+
+    def _changed(self, head: Head) -> PagedOids:
+        return PagedOids(self, head)
+
+    def transactions(
+        self, start: bytes, stop: bytes | None, max_bytes: int, skip: int = 0
+    ) -> tuple[list[pb.CommittedTransaction], Position | None]:
+        """See `api.Engine.transactions`."""
+        page: list[pb.CommittedTransaction] = []
+        size = 0
+        for tid, sealed in self._store.scan("transactions", start):
+            if stop is not None and tid > stop:
+                break
+            if page and size + len(sealed) > max_bytes:
+                return page, Position(tid)
+            size += len(sealed)
+            head = read_head(tid, sealed)
+            info = pb.CommittedTransaction()
+            info.CopyFrom(head.info)
+            info.ClearField("records")
+            for at, record in self._records(head, skip if tid == start else 0):
+                if size > max_bytes and (page or info.records):
+                    return (page, Position(tid)) if page else ([info], Position(tid, at))
+                info.records.append(record)
+                size += 30 + len(record.data)
+            if page and size > max_bytes:
+                return page, Position(tid)
+            page.append(info)
+        return page, None
+
+    def _records(self, head: Head, skip: int) -> Iterator[tuple[int, pb.StoredRecord]]:
+        """Records with data from a position on, and the position of each: page and number in it."""
+        first, number = skip >> _PAGE_SHIFT, skip & ((1 << _PAGE_SHIFT) - 1)
+        tid = head.info.tid
+        for page in range(first, head.pages + 1):
+            oids = self._page(head, page) if page < head.pages else [each.oid for each in head.info.records]
+            for position in range(number, len(oids)):
+                yield page << _PAGE_SHIFT | position, self._record(oids[position], tid)
+            number = 0
+
+    def _record(self, oid: bytes, tid: bytes) -> pb.StoredRecord:
+        key = oid + tid
+        stub = self._stub(key)
+        if stub is None:
+            raise EngineError(f"record {oid.hex()} of transaction {tid.hex()} is missing")
+        data_tid = stub.data_tid if stub.data_tid != Z64 else b""
+        return pb.StoredRecord(oid=oid, data=self._data(key, stub) or b"", no_data=stub.no_data, data_tid=data_tid)
+
+    def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
+        """See `api.Engine.changed_since`."""
+        found: list[Changed] = []
+        cost = 0
+        if tid == _LAST:
+            return found
+        above = (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
+        for key, sealed in itertools.islice(self._store.scan("transactions", above), limit):
+            cost += len(sealed)
+            if found and cost > CHANGED_BYTES:
+                break
+            head = read_head(key, sealed)
+            oids = self._changed(head)
+            found.append((key, oids if head.pages else oids.last))
+        return found
+
+
+def _before(tid: bytes) -> bytes:
+    """The tid below, or no tid."""
+    return max(0, int.from_bytes(tid, "big") - 1).to_bytes(8, "big")
