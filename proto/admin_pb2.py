@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1draftstorage/proto/admin.proto\x12\x0eraftstorage.v1\"\x0f\n\rStatusRequest\"\xf0\x02\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tleader_id\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08last_tid\x18\x0b \x01(\x0c\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x16\n\x0e\x64\x61tabase_bytes\x18\r \x01(\x04\x12\x0f\n\x07objects\x18\x0e \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x0f \x01(\x01\x12\x10\n\x08sessions\x18\x10 \x01(\r\x12)\n\x05peers\x18\x11 \x03(\x0b\x32\x1a.raftstorage.v1.PeerStatus\"e\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"(\n\x15TransferLeaderRequest\x12\x0f\n\x07to_node\x18\x01 \x01(\x04\"(\n\x13TransferLeaderReply\x12\x11\n\tleader_id\x18\x01 \x01(\x04\x32\xab\x01\n\x05\x41\x64min\x12\x44\n\x06Status\x12\x1d.raftstorage.v1.StatusRequest\x1a\x1b.raftstorage.v1.StatusReply\x12\\\n\x0eTransferLeader\x12%.raftstorage.v1.TransferLeaderRequest\x1a#.raftstorage.v1.TransferLeaderReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1draftstorage/proto/admin.proto\x12\x0eraftstorage.v1\"\x0f\n\rStatusRequest\"\xb7\x03\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\x04\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tleader_id\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08last_tid\x18\x0b \x01(\x0c\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x16\n\x0e\x64\x61tabase_bytes\x18\r \x01(\x04\x12\x0f\n\x07objects\x18\x0e \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x0f \x01(\x01\x12\x10\n\x08sessions\x18\x10 \x01(\r\x12)\n\x05peers\x18\x11 \x03(\x0b\x32\x1a.raftstorage.v1.PeerStatus\x12\x10\n\x08problems\x18\x14 \x03(\t\x12\x17\n\x0f\x64isk_free_bytes\x18\x15 \x01(\x04\x12\x1a\n\x12\x64isk_reserve_bytes\x18\x16 \x01(\x04\"e\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"(\n\x15TransferLeaderRequest\x12\x0f\n\x07to_node\x18\x01 \x01(\x04\"(\n\x13TransferLeaderReply\x12\x11\n\tleader_id\x18\x01 \x01(\x04\x32\xab\x01\n\x05\x41\x64min\x12\x44\n\x06Status\x12\x1d.raftstorage.v1.StatusRequest\x1a\x1b.raftstorage.v1.StatusReply\x12\\\n\x0eTransferLeader\x12%.raftstorage.v1.TransferLeaderRequest\x1a#.raftstorage.v1.TransferLeaderReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=49
   _globals['_STATUSREQUEST']._serialized_end=64
   _globals['_STATUSREPLY']._serialized_start=67
-  _globals['_STATUSREPLY']._serialized_end=435
-  _globals['_PEERSTATUS']._serialized_start=437
-  _globals['_PEERSTATUS']._serialized_end=538
-  _globals['_TRANSFERLEADERREQUEST']._serialized_start=540
-  _globals['_TRANSFERLEADERREQUEST']._serialized_end=580
-  _globals['_TRANSFERLEADERREPLY']._serialized_start=582
-  _globals['_TRANSFERLEADERREPLY']._serialized_end=622
-  _globals['_ADMIN']._serialized_start=625
-  _globals['_ADMIN']._serialized_end=796
+  _globals['_STATUSREPLY']._serialized_end=506
+  _globals['_PEERSTATUS']._serialized_start=508
+  _globals['_PEERSTATUS']._serialized_end=609
+  _globals['_TRANSFERLEADERREQUEST']._serialized_start=611
+  _globals['_TRANSFERLEADERREQUEST']._serialized_end=651
+  _globals['_TRANSFERLEADERREPLY']._serialized_start=653
+  _globals['_TRANSFERLEADERREPLY']._serialized_end=693
+  _globals['_ADMIN']._serialized_start=696
+  _globals['_ADMIN']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

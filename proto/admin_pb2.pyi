@@ -11,7 +11,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "protocol_version", "cluster_id", "node_id", "role", "term", "leader_id", "last_index", "commit_index", "applied_index", "last_tid", "log_bytes", "database_bytes", "objects", "uptime_seconds", "sessions", "peers")
+    __slots__ = ("version", "protocol_version", "cluster_id", "node_id", "role", "term", "leader_id", "last_index", "commit_index", "applied_index", "last_tid", "log_bytes", "database_bytes", "objects", "uptime_seconds", "sessions", "peers", "problems", "disk_free_bytes", "disk_reserve_bytes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,9 @@ class StatusReply(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol_version: int
     cluster_id: str
@@ -46,7 +49,10 @@ class StatusReply(_message.Message):
     uptime_seconds: float
     sessions: int
     peers: _containers.RepeatedCompositeFieldContainer[PeerStatus]
-    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., role: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., last_index: _Optional[int] = ..., commit_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., log_bytes: _Optional[int] = ..., database_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ...) -> None: ...
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    disk_free_bytes: int
+    disk_reserve_bytes: int
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., role: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., last_index: _Optional[int] = ..., commit_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., log_bytes: _Optional[int] = ..., database_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., disk_reserve_bytes: _Optional[int] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
     __slots__ = ("node_id", "address", "connected", "match_index", "state")
