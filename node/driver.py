@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from raftstorage.node.admission import Amount
+from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
 from raftstorage.node.ports import DriverStatus, Observer, PeerState, Transport
@@ -75,6 +77,7 @@ class Driver:
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng)
         self._ready_term = 0
+        self.work = Backlog()
         self._pump_scheduled = False
         self._pumping = False
         self._running = False
@@ -147,6 +150,11 @@ class Driver:
         return self.engine.applied_index
 
     @property
+    def backlog(self) -> Amount:
+        """Entries appended and not applied, with the bytes of those that were proposed here."""
+        return Amount(self.last_index - self.applied_index, self.work.proposed_bytes)
+
+    @property
     def running(self) -> bool:
         return self._running
 
@@ -190,6 +198,7 @@ class Driver:
         if not self._running:
             raise NotLeader("the node is stopping")
         index = self._core.propose([data])
+        self.work.proposed(index, len(data))
         if self._observer is not None:
             self._observer.proposed()
         self._schedule()
@@ -200,7 +209,7 @@ class Driver:
         if not self._running:
             return
         try:
-            for message in messages:
+            for message in () if self.work.deaf else messages:
                 self._core.step(message)
         except Exception as error:
             self._fatal(error)
@@ -321,6 +330,7 @@ class Driver:
         for message in output.send:
             self._transport.send(message)
         for persist in output.persist:
+            self.work.queued(persist)
             self._writer.put(persist)
         # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
         if output.apply:
@@ -333,6 +343,7 @@ class Driver:
             self._schedule()  # there may be more; the loop gets its turn in between
 
     def _durable(self, batch: list[Persist]) -> None:
+        self.work.durable(batch)
         try:
             self._core.persisted(batch[-1].ticket)
         except Exception as error:
@@ -358,6 +369,7 @@ class Driver:
                 sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
         done = engine.applied_index
+        self.work.applied(done)
         self._reads.applied(done)
         if self._core.role is Role.LEADER and self._ready_term != self._core.term:
             term = self._core.term
@@ -370,6 +382,7 @@ class Driver:
 
     def _role(self, change: RoleChange) -> None:
         log.info("now %s", change.role.value, extra={"leader": change.leader})
+        self.work.lost_leadership()
         if self._observer is not None:
             self._observer.role_changed()
         for listener in self.on_role:

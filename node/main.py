@@ -75,6 +75,9 @@ def _run(
     lease_ms: Annotated[int, typer.Option(help="How long a vote holds its objects.")] = 30_000,
     log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    disk_reserve_bytes: Annotated[
+        int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
+    ] = 0,
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
@@ -95,6 +98,7 @@ def _run(
         lease_ms,
         log_format,
         log_level,
+        disk_reserve_bytes,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     asyncio.run(_serve(options))

@@ -9,8 +9,10 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NoReturn
 
+from raftstorage.node.disk_space import DiskWatcher, measure
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.engine import RocksEngine
 from raftstorage.node.engine.api import EngineError, EngineWriteError
@@ -67,7 +69,10 @@ class Node:
         self.metrics = NodeMetrics()
         self.on_leader: list[Callback] = []
         self.on_follower: list[Callback] = []
+        #: Whether another node's disk has room; None: not known.
+        self.peer_has_room: Callable[[int], bool | None] = lambda node: None
         self.driver: Driver
+        self.disk: DiskWatcher
         #: host:port of the gRPC port and of the metrics page (empty: none), once started.
         self.address = ""
         self.metrics_address = ""
@@ -102,7 +107,7 @@ class Node:
                 f"{directory.log} ends at entry {wal.last_index()}, but {directory.db} holds what was applied up "
                 f"to entry {engine.applied_index}: the log has lost its tail"
             )
-        peers = PeerTransport(self.identity, self.metrics, self._receive)
+        peers = self._peers = PeerTransport(self.identity, self.metrics, self._receive)
         self.driver = Driver(
             Config(
                 options.node_id,
@@ -123,9 +128,23 @@ class Node:
             max_transaction_bytes=options.max_transaction_bytes,
             lease_ms=options.lease_ms,
         )
-        self._storage = StorageService(self.driver, self.identity, limits, self.metrics)
+        disk = self.disk = DiskWatcher(
+            partial(measure, options.directory),
+            options.disk_reserve_bytes,
+            self._other_voters,
+            self.driver.transfer_leader,
+            lambda node: self.peer_has_room(node),
+        )
+        self.metrics.watch_disk(disk)
+        await disk.start()
+        close.push_async_callback(disk.stop)
+        self._storage = StorageService(self.driver, self.identity, limits, self.metrics, room=lambda: disk.room)
         admin = AdminService(
-            self.driver, self.identity, connected=peers.connected, sessions=self.metrics.connected_sessions
+            self.driver,
+            self.identity,
+            connected=peers.connected,
+            sessions=self.metrics.connected_sessions,
+            disk=disk,
         )
         self._server = GrpcServer(self.driver, peers, self._storage, admin)
         close.push_async_callback(self._server.stop, GRACE_SECONDS)
@@ -150,6 +169,15 @@ class Node:
                     f"cannot serve metrics on {self.options.metrics}: {error.strerror or error}"
                 ) from error
             self.metrics_address = f"{self.options.metrics.rsplit(':', 1)[0]}:{port}"
+
+    def _other_voters(self) -> dict[int, int]:
+        """Whom this node could hand leadership to, with the last index of each; empty when it does not lead."""
+        status = self.driver.status()
+        if status.role is not Role.LEADER:
+            return {}
+        voters = self.driver.config.voters
+        reached = [peer for peer in status.peers if peer.node_id in voters and self._peers.connected(peer.node_id)]
+        return {peer.node_id: peer.match_index for peer in reached}
 
     def _receive(self, messages: Sequence[Message]) -> None:
         self.driver.receive(messages)

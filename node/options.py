@@ -26,6 +26,7 @@ class NodeOptions:
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: this node's address in `members`.
     `metrics`: host:port of the Prometheus page; empty: none.
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
+    `disk_reserve_bytes`: with less room on the disk a leader takes no new writes; 0: `disk_space.default_reserve`.
     """
 
     node_id: int
@@ -41,6 +42,7 @@ class NodeOptions:
     lease_ms: int = 30_000
     log_format: str = "text"
     log_level: str = "info"
+    disk_reserve_bytes: int = 0
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 1, (1 << 63) - 1)
@@ -67,6 +69,7 @@ class NodeOptions:
         _bounds("--max-record-bytes", self.max_record_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--max-transaction-bytes", self.max_transaction_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--lease-ms", self.lease_ms, 1, 86_400_000)
+        _bounds("--disk-reserve-bytes", self.disk_reserve_bytes, 0, (1 << 63) - 1)
         if self.log_format not in LOG_FORMATS:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import grpc
+from raftstorage.node.disk_space import DiskWatcher
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import NotLeader
@@ -24,11 +25,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         identity: NodeIdentity,
         connected: Callable[[int], bool],
         sessions: Callable[[], int],
+        disk: DiskWatcher | None = None,
     ) -> None:
         self._driver = driver
         self._identity = identity
         self._connected = connected
         self._sessions = sessions
+        self._disk = disk
+        #: What an operator should see to; each is asked for a sentence, empty when there is nothing.
+        self.problems: list[Callable[[], str]] = [] if disk is None else [disk.problem]
         self._started = time.monotonic()
         self._version = metadata.version("raftstorage")
 
@@ -53,6 +58,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             objects=objects,
             uptime_seconds=time.monotonic() - self._started,
             sessions=self._sessions(),
+            problems=[found for problem in self.problems if (found := problem())],
+            disk_free_bytes=self._disk.gauge.space.free if self._disk is not None else 0,
+            disk_reserve_bytes=self._disk.gauge.reserve if self._disk is not None else 0,
             peers=[
                 pb.PeerStatus(
                     node_id=peer.node_id,
