@@ -15,6 +15,8 @@ from .cluster.errors import (
     LeaseExpired,
     ProtocolMismatch,
     RecordTooLarge,
+    StorageBusy,
+    StorageFull,
     WrongCluster,
 )
 
@@ -29,6 +31,8 @@ __all__ = [
     "LeaseExpired",
     "ProtocolMismatch",
     "RecordTooLarge",
+    "StorageBusy",
+    "StorageFull",
     "WrongCluster",
 ]
 

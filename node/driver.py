@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
+from raftstorage.node.admission import Amount
+from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.engine.kv import KeyValueStore
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
@@ -95,6 +97,7 @@ class Driver:
         self._flushing = asyncio.Lock()
         self._installing: tuple[KeyValueStore, asyncio.Future[KeyValueStore]] | None = None
         self._ready_term = 0
+        self.work = Backlog()
         self._pump_scheduled = False
         self._pumping = False
         self._running = False
@@ -189,6 +192,11 @@ class Driver:
         return self.engine.applied_index
 
     @property
+    def backlog(self) -> Amount:
+        """Entries appended and not applied, with the bytes of those that were proposed here."""
+        return Amount(self.last_index - self.applied_index, self.work.proposed_bytes)
+
+    @property
     def running(self) -> bool:
         return self._running
 
@@ -235,6 +243,7 @@ class Driver:
         if not self._running:
             raise NotLeader("the node is stopping")
         index = self._core.propose([data])
+        self.work.proposed(index, len(data))
         if self._observer is not None:
             self._observer.proposed()
         self._schedule()
@@ -283,7 +292,7 @@ class Driver:
         if not self._running:
             return
         try:
-            for message in messages:
+            for message in () if self.work.deaf else messages:
                 self._core.step(message)
         except Exception as error:
             self._fatal(error)
@@ -405,6 +414,7 @@ class Driver:
         for message in output.send:
             self._transport.send(message)
         for persist in output.persist:
+            self.work.queued(persist)
             self._writer.put(persist)
         # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
         if output.apply:
@@ -423,6 +433,7 @@ class Driver:
             self._schedule()  # there may be more; the loop gets its turn in between
 
     def _durable(self, batch: list[Persist]) -> None:
+        self.work.durable(batch)
         try:
             if any(persist.snapshot is not None for persist in batch):
                 self._installed()
@@ -459,6 +470,7 @@ class Driver:
                 sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
         done = engine.applied_index
+        self.work.applied(done)
         self._reads.applied(done)
         if self._core.role is Role.LEADER and self._ready_term != self._core.term:
             term = self._core.term
@@ -471,6 +483,7 @@ class Driver:
 
     def _role(self, change: RoleChange) -> None:
         log.info("now %s", change.role.value, extra={"leader": change.leader})
+        self.work.lost_leadership()
         if self._observer is not None:
             self._observer.role_changed()
         for listener in self.on_role:

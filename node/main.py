@@ -96,6 +96,9 @@ def _run(
     snapshot_mib_per_second: Annotated[int, typer.Option(help="How fast snapshots are sent at most.")] = 64,
     log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    disk_reserve_bytes: Annotated[
+        int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
+    ] = 0,
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
@@ -124,6 +127,7 @@ def _run(
         log_keep_mib * MIB,
         log_keep_seconds,
         snapshot_mib_per_second * MIB,
+        disk_reserve_bytes,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     asyncio.run(_serve(options))

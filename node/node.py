@@ -10,10 +10,12 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from raftstorage.node.compaction import Compactor
+from raftstorage.node.disk_space import DiskWatcher, Room, measure
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.durable import opened
 from raftstorage.node.engine.api import Checkpointed, EngineError, EngineWriteError
@@ -28,6 +30,7 @@ from raftstorage.node.raft.types import Config, Message, NotLeader, Role, RoleCh
 from raftstorage.node.service.admin import AdminService, Insights
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peer_hello import PeerInfo
+from raftstorage.node.service.peer_link import PeerNote
 from raftstorage.node.service.peer_problems import PeerProblem
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
@@ -94,6 +97,7 @@ class Node:
         self.on_leader: list[Callback] = []
         self.on_follower: list[Callback] = []
         self.driver: Driver
+        self.disk: DiskWatcher
         #: host:port of the gRPC port and of the metrics page (empty: none), once started.
         self.address = ""
         self.metrics_address = ""
@@ -129,6 +133,7 @@ class Node:
             instance=identity.instance,
             address=options.advertised if not options.advertised.endswith(":0") else "",
             known_instance=self._known_instance,
+            note=self._note,
             accepted=self._accepted,
             refused=self._refused,
         )
@@ -168,11 +173,22 @@ class Node:
             max_transaction_bytes=options.max_transaction_bytes,
             lease_ms=options.lease_ms,
         )
+        disk = self.disk = DiskWatcher(
+            partial(measure, options.directory),
+            options.disk_reserve_bytes,
+            self._other_voters,
+            driver.transfer_leader,
+            self._peer_has_room,
+        )
+        self.metrics.watch_disk(disk)
+        await disk.start()
+        close.push_async_callback(disk.stop)
         self._storage = StorageService(
             driver,
             identity,
             limits,
             self.metrics,
+            room=lambda: disk.room,
             versions=self.versions,
             level=lambda: driver.membership.level,
         )
@@ -250,6 +266,13 @@ class Node:
             told = Member(peer.node_id, address=peer.address, instance=peer.instance, version=peer.version)
             self._members.introduced(told)
 
+    def _peer_has_room(self, node_id: int) -> bool | None:
+        note = self._peers.peer_note(node_id)
+        return None if note is None else not note.disk_full
+
+    def _note(self) -> PeerNote:
+        return PeerNote(self.disk.room is not Room.AMPLE, self.driver.applied_index)
+
     def _introduce_self(self) -> None:
         own = Member(
             self.identity.node_id,
@@ -279,11 +302,14 @@ class Node:
             lag=self._leadership.lag,
             problems=self._problems,
             transfer=transfer,
+            disk=lambda: (self.disk.gauge.space.free, self.disk.gauge.reserve),
         )
 
     def _problems(self) -> list[str]:
         """What is wrong here and what to do, one line each."""
         found = [f"{problem.text}" for problem in self._peers.problems()]
+        if problem := self.disk.problem():
+            found.append(problem)
         driver = self.driver
         if driver.membership.members and driver.membership.member(self.identity.node_id) is None:
             found.append("it was removed from the cluster: stop its process")
@@ -303,6 +329,15 @@ class Node:
                     f"cannot serve metrics on {self.options.metrics}: {error.strerror or error}"
                 ) from error
             self.metrics_address = f"{self.options.metrics.rsplit(':', 1)[0]}:{port}"
+
+    def _other_voters(self) -> dict[int, int]:
+        """Whom this node could hand leadership to, with the last index of each; empty when it does not lead."""
+        status = self.driver.status()
+        if status.role is not Role.LEADER:
+            return {}
+        voters = status.membership.voters
+        reached = [peer for peer in status.peers if peer.node_id in voters and self._peers.connected(peer.node_id)]
+        return {peer.node_id: peer.match_index for peer in reached}
 
     def _receive(self, messages: Sequence[Message]) -> None:
         self.driver.receive(messages)

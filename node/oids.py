@@ -14,6 +14,8 @@ Reply = Callable[[pb.Event], None]
 
 #: Oids are taken from the log in blocks of at least this many.
 OID_BLOCK = 4096
+#: Requests that may wait for a block.
+MAX_WAITING = 10_000
 
 
 class OidBlocks:
@@ -26,7 +28,18 @@ class OidBlocks:
         self._waiting: deque[tuple[int, Reply]] = deque()
         self._asked: tuple[int, int, int] | None = None  # (log index, term, count) of the block on its way
 
+    def has(self, count: int) -> bool:
+        """Would `allocate` answer at once, without the log?"""
+        return not self._waiting and self._end - self._next >= count
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     def allocate(self, count: int, reply: Reply) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            reply(failed(pb.BUSY, "too many requests wait for oids; try again"))
+            return
         self._waiting.append((count, reply))
         self._serve()
 

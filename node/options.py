@@ -33,6 +33,7 @@ class NodeOptions:
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
     `log_keep_bytes`, `log_keep_seconds`: how much of the log, and how old, is kept for members that were away.
     `snapshot_bytes_per_second`: how fast a snapshot is sent at most.
+    `disk_reserve_bytes`: with less room on the disk a leader takes no new writes; 0: `disk_space.default_reserve`.
     """
 
     node_id: int
@@ -55,6 +56,7 @@ class NodeOptions:
     log_keep_bytes: int = 256 * MIB
     log_keep_seconds: int = 86_400
     snapshot_bytes_per_second: int = 64 * MIB
+    disk_reserve_bytes: int = 0
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -95,6 +97,7 @@ class NodeOptions:
         _bounds("--log-keep-bytes", self.log_keep_bytes, 0, 1 << 62)
         _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)
         _bounds("--snapshot-bytes-per-second", self.snapshot_bytes_per_second, 1 << 16, 1 << 40)
+        _bounds("--disk-reserve-bytes", self.disk_reserve_bytes, 0, (1 << 63) - 1)
         if self.log_format not in LOG_FORMATS:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Applied, Conflict, Engine
 from raftstorage.node.failures import conflict_failure, failed, lost, not_leader
+from raftstorage.node.held import Held
 from raftstorage.node.oids import OidBlocks, Reply
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.node.tids import after, timestamp_tid
@@ -99,7 +100,8 @@ class Coordinator:
         self._lease = lease_seconds
         self._limits = limits or CoordinatorLimits()
         self._last_assigned = engine.last_tid
-        self._voted: dict[bytes, _Work] = {}
+        #: Votes that wait for their Finish; others only read it.
+        self.held = self._voted = Held[_Work](lambda work: len(work.body))
         self._waiting: dict[bytes, _Work] = {}
         self._blocked: dict[bytes, deque[_Work]] = {}  # oid -> who waits for it, in order
         self._flights: dict[int, _Flight] = {}  # by log index
@@ -107,7 +109,7 @@ class Coordinator:
         self._expired: OrderedDict[bytes, None] = OrderedDict()
         self._writers: dict[bytes, bytes] = {}  # oid -> transaction id
         self._readers: dict[bytes, set[bytes]] = {}
-        self._oids = OidBlocks(propose, term)
+        self.oids = self._oids = OidBlocks(propose, term)
 
     # ---- requests ------------------------------------------------------------------------------------
 
@@ -165,6 +167,19 @@ class Coordinator:
 
     def allocate_oids(self, count: int, reply: Reply) -> None:
         self._oids.allocate(count, reply)
+
+    @property
+    def waiting(self) -> int:
+        """Votes and commits that wait for objects."""
+        return len(self._waiting)
+
+    def waits(self, identity: bytes) -> bool:
+        """For an object, that is for whoever holds it."""
+        return identity in self._waiting
+
+    def is_known(self, identity: bytes) -> bool:
+        """On its way through the log, or through it: who asks for it is told what becomes of it."""
+        return identity in self._flying or self._engine.transaction_tid(identity) is not None
 
     # ---- what the node tells -------------------------------------------------------------------------
 

@@ -11,6 +11,9 @@ from raftstorage.node.raft.types import ReadState
 
 Waiter = asyncio.Future[None]
 
+#: With so many, those that gave up are looked for.
+SWEEP = 1024
+
 
 class LeadershipLost(Exception):
     """No leader confirmed the read in time, or this node is stopping: nothing is known, ask again."""
@@ -31,6 +34,7 @@ class ReadWaiters:
         self._asked: dict[int, tuple[int, list[Waiter]]] = {}  # request -> (tick, who waits)
         self._by_index: list[tuple[int, int, Waiter]] = []  # a heap
         self._order = itertools.count()
+        self._sweep_at = SWEEP
 
     def add(self, waiter: Waiter) -> None:
         """A read that is to be confirmed."""
@@ -53,6 +57,10 @@ class ReadWaiters:
             self._lost.extend(self._asked.pop(request)[1])
         self._new.extend(self._lost)
         self._lost.clear()
+        if len(self._by_index) >= self._sweep_at:  # who gave up waits for an index that may not come for long
+            self._by_index = [item for item in self._by_index if not item[2].done()]
+            heapq.heapify(self._by_index)
+            self._sweep_at = max(SWEEP, 2 * len(self._by_index))
 
     def lost(self, requests: Sequence[int]) -> None:
         """The core will not answer these; they wait for the next tick, by which a leader may be known."""

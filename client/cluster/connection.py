@@ -14,7 +14,8 @@ from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto.storage_pb2_grpc import StorageStub
 
 from .errors import ClusterError, ProtocolMismatch, WrongCluster
-from .policy import Backoff, Call, Random, Replica
+from .policy import Backoff, Call, Replica
+from .refusals import Random
 
 log = logging.getLogger(__name__)
 

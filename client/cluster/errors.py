@@ -18,6 +18,20 @@ class ClientDisconnected(ClusterError, TransientError):  # type: ignore[misc]
     """No replica (or no leader) could be reached in time, or the storage is closed. Nothing was changed."""
 
 
+class StorageBusy(ClientDisconnected):
+    """The cluster had more to do than it takes, and said so until the call's time was over. Nothing was changed.
+
+    A TransientError: run the transaction again, after a pause.
+    """
+
+
+class StorageFull(ClusterError):
+    """The leader's disk was nearly full until the call's time was over. Nothing was changed, and reads go on.
+
+    Running the transaction again is of no use before somebody has made room.
+    """
+
+
 class CommitOutcomeUnknown(ClientDisconnected):
     """A commit was sent and no answer could be had in time: it may be committed or not.
 

@@ -7,6 +7,7 @@ import threading
 import weakref
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from raftstorage.proto import storage_pb2 as pb
 
 BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
@@ -19,6 +20,7 @@ class _Families:
         self.commits = counter("commits", "Transactions committed.")
         self.conflicts = counter("conflicts", "Conflicts: write, read, resolved.", "kind")
         self.retries = counter("retries", "Requests sent again, or to one more replica.", "call")
+        self.refusals = counter("refusals", "Answers that put a call off: busy, storage_full.", "reason")
         self.failovers = counter("failovers", "Times that another leader took over.")
         self.disconnects = counter("disconnects", "Streams to replicas that were lost.")
         self.leader = Gauge(
@@ -54,6 +56,10 @@ class Metrics:
         self.leader = families.leader.labels(storage)
         self._seconds: dict[str, Histogram] = {}
         self._retries: dict[str, Counter] = {}
+        self._refusals: dict[int, Counter] = {
+            pb.BUSY: families.refusals.labels(storage, "busy"),
+            pb.STORAGE_FULL: families.refusals.labels(storage, "storage_full"),
+        }
 
     def conflict(self, kind: str) -> None:
         """`kind`: write, read or resolved."""
@@ -64,6 +70,10 @@ class Metrics:
         if child is None:
             child = self._seconds[call] = self._families.seconds.labels(self._storage, call)
         child.observe(seconds)
+
+    def told_off(self, reason: int) -> None:
+        """`reason`: pb.BUSY or pb.STORAGE_FULL."""
+        self._refusals[reason].inc()
 
     def retry(self, call: str) -> None:
         child = self._retries.get(call)

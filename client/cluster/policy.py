@@ -10,24 +10,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from raftstorage.proto import storage_pb2 as pb
 
-from .errors import ClientDisconnected, CommitOutcomeUnknown
+from .errors import ClientDisconnected
+from .refusals import TOO_MUCH, Attempts, Random, refused, rest_seconds
 
 Z64 = b"\0" * 8
 
 #: Another replica, or the same one later, may answer a read that was refused for one of these.
 RETRY_READ = frozenset({pb.LAGGING, pb.BUSY, pb.STOPPING, pb.NOT_LEADER, pb.LEADERSHIP_LOST, pb.INTERNAL})
 #: A leader's call that was refused for one of these may be sent again, to whoever leads then.
-RETRY_LEAD = frozenset({pb.NOT_LEADER, pb.BUSY, pb.STOPPING, pb.LEADERSHIP_LOST})
+RETRY_LEAD = frozenset({pb.NOT_LEADER, pb.STOPPING, pb.LEADERSHIP_LOST}) | TOO_MUCH
 #: After one of these the outcome of a commit is not known.
 UNSURE = frozenset({pb.STOPPING, pb.LEADERSHIP_LOST, pb.INTERNAL})
-
-
-class Random(Protocol):
-    def random(self) -> float: ...
 
 
 class Call(NamedTuple):
@@ -181,21 +178,27 @@ def read(
     *,
     leader_first: bool = False,
     retry: Callable[[], None] = lambda: None,
+    told_off: Callable[[int], None] = lambda reason: None,
 ) -> Flow:
     """A call that any replica which has applied `at_least` can answer; the first answer wins.
 
     Refused, broken or slow: the next replica is asked (a slow one may still win). After a round over all of
-    them: a pause, then the next round. ClientDisconnected at `deadline`.
+    them: a pause, then the next round. A busy one is left alone for as long as it wants. At `deadline`
+    ClientDisconnected, or StorageBusy. `retry` and `told_off` (with the reason): for counting.
     """
     backoff = Backoff(random)
     asked: set[str] = set()
     waiting: set[str] = set()
     internal: set[str] = set()
+    resting: dict[str, float] = {}  # address of a busy replica -> when to ask it again
+    last = pb.Failure()
     hedge = True
     first = True
     while True:
         left = deadline - clock()
         if left <= 0:
+            if resting and not waiting:
+                raise refused(last, call.kind)
             raise ClientDisconnected(f"no replica answered {call.kind} in time")
         target = book.reader(at_least, asked, leader_first=leader_first) if hedge else None
         if target is not None:
@@ -208,13 +211,20 @@ def read(
         elif waiting:
             happened = yield Step(None, min(left, 1.0))
         else:
-            happened = yield Step(None, min(left, backoff.next()))
-            asked.clear()
+            pause = backoff.next()
+            if all(resting.get(replica.address, 0.0) > clock() for replica in book.connected()):
+                pause = max(pause, min(resting.values(), default=0.0) - clock())
+            happened = yield Step(None, min(left, pause))
+            asked = _resting(resting, clock())
         hedge = True
         match happened:
             case Answer(address, event):
                 waiting.discard(address)
                 reason = _failure(event)
+                if reason == pb.BUSY:
+                    last = event.failure
+                    told_off(reason)
+                    resting[address] = clock() + rest_seconds(last, random)
                 if reason not in RETRY_READ or (reason == pb.INTERNAL and address in internal):
                     return event
                 if reason == pb.INTERNAL:
@@ -225,7 +235,12 @@ def read(
                 hedge = not waiting
             case Signal.WOKE:
                 if target is None:
-                    asked &= waiting  # a full second of silence: the others may have come back
+                    # A full second of silence: the others may have come back.
+                    asked = (asked & waiting) | _resting(resting, clock())
+
+
+def _resting(resting: dict[str, float], now: float) -> set[str]:
+    return {address for address, until in resting.items() if until > now}
 
 
 def lead(
@@ -239,56 +254,73 @@ def lead(
     start_at: str = "",
     committing: bool = False,
     retry: Callable[[], None] = lambda: None,
+    told_off: Callable[[int], None] = lambda reason: None,
 ) -> Flow:
     """A call that only the leader answers. It follows the leader, and asks around when none is known.
 
-    `again`: what is sent in place of `call` once it was sent somewhere (Finish, then Commit). `start_at`: the
-    address of the leader that voted. `committing`: the call changes the database, so that at `deadline`
-    CommitOutcomeUnknown is raised if it was ever sent; otherwise ClientDisconnected.
+    `again`: what is sent in place of `call` once it was sent somewhere (Finish, then Commit), unless it was put
+    off. `start_at`: the address of the leader that voted. `committing`: the call changes the database, so that at
+    `deadline` CommitOutcomeUnknown is raised if anything that was sent may have done so; otherwise StorageBusy,
+    StorageFull or ClientDisconnected. `retry`, `told_off`: as for `read`.
     """
     backoff = Backoff(random)
     again = again or call
     asked: set[str] = set()
     asked_in = book.term
-    current = call
+    holder = start_at  # of the vote, as far as is known
+    attempts = Attempts()
     attempt = 0
     pause = False
+    rest = 0.0
+    target: Replica | None = None
     while True:
-        if deadline - clock() <= 0:
-            if committing and attempt:
-                raise CommitOutcomeUnknown("the commit was sent, but its outcome could not be learnt in time")
-            raise ClientDisconnected(f"no leader answered {call.kind} in time")
-        if pause:
-            pause = False
-            happened = yield Step(None, min(deadline - clock(), backoff.next()))
+        until = min(deadline, clock() + (rest or (backoff.next() if pause else 0.0)))
+        while clock() < until:
+            happened = yield Step(None, until - clock())
             if isinstance(happened, Answer) and happened.event.HasField("committed"):
                 return happened.event
+            if isinstance(happened, Answer):
+                attempts.refused(happened.attempt, happened.event.failure)
             if happened is Signal.CHANGED:
                 backoff.reset()
+            if not rest or (book.leader() is not None and book.leader() is not target):
+                break  # whoever wants to rest does not lead any more
+        pause, rest = False, 0.0
+        if deadline - clock() <= 0:
+            raise attempts.error(call.kind, committing)
         if asked_in != book.term:
             asked.clear()
             asked_in = book.term
-        target = _leading(book, asked, "" if attempt else start_at)
+        if attempt and (leader := book.leader()) is not None and leader.address != holder:
+            holder = ""
+        target = _leading(book, asked, holder)
         if target is None:
             asked.clear()
             pause = True
             continue
         if attempt:
             retry()
-        elif start_at and target.address != start_at:
-            current = again  # the leader that voted does not lead any more
-        attempt += 1
+        if target.address != holder:
+            holder = ""  # the leader that voted does not lead any more
+        current = call if holder or not (start_at or attempt) else again
+        attempt = attempts.sent()
         asked.add(target.address)
         send: Send | None = Send(target.address, current, attempt)
+        put_off = False
         while True:
             happened = yield Step(send, max(0.0, min(deadline - clock(), 1.0)))
             send = None
             if isinstance(happened, Answer):
                 if happened.event.HasField("committed"):
                     return happened.event  # true whichever attempt it answers
+                attempts.refused(happened.attempt, happened.event.failure)
                 if happened.attempt != attempt:
                     continue
                 reason = _failure(happened.event)
+                put_off = reason in TOO_MUCH
+                if put_off:
+                    told_off(reason)
+                    rest = rest_seconds(happened.event.failure, random)
                 if reason == pb.UNKNOWN_VOTE and current is not again:
                     asked.discard(target.address)
                 elif reason in RETRY_LEAD or (committing and reason in UNSURE):
@@ -306,7 +338,8 @@ def lead(
                 break
             elif book.term > asked_in and book.leader() not in (None, target):
                 break  # another one leads now: the old one will never answer, or answers what we ask again
-        current = again
+        if not put_off:
+            holder = ""
 
 
 def _leading(book: Book, asked: set[str], start_at: str) -> Replica | None:

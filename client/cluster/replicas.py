@@ -239,13 +239,20 @@ class Replicas:
             self._surroundings.random,
             leader_first=leader_first,
             retry=self._retrying(call),
+            told_off=self._metrics.told_off,
         )
 
     def lead(self, call: Call, timeout: float) -> Flow:
         """A call for the leader that changes nothing lasting."""
         clock = self._surroundings.clock
         return policy.lead(
-            self.book, call, clock() + timeout, clock, self._surroundings.random, retry=self._retrying(call)
+            self.book,
+            call,
+            clock() + timeout,
+            clock,
+            self._surroundings.random,
+            retry=self._retrying(call),
+            told_off=self._metrics.told_off,
         )
 
     def commit(self, transaction_id: bytes, body: bytes, voted_at: str, timeout: float) -> Flow:
@@ -263,4 +270,5 @@ class Replicas:
             start_at=voted_at,
             committing=True,
             retry=self._retrying(call),
+            told_off=self._metrics.told_off,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from ..cluster import Call, Cluster
 from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
 from ..cluster.loop import Waiter
 from ..cluster.policy import RETRY_LEAD
+from ..cluster.refusals import TOO_MUCH, refused, rest_seconds
 from .tpc import as_bytes, extension_bytes
 
 WINDOW_TRANSACTIONS = 64
@@ -91,6 +93,7 @@ class _Sender:
     def settle_first(self) -> _Restore:
         """Returns the oldest once it is committed."""
         deadline = time.monotonic() + self._cluster.commit_timeout
+        pause = threading.Event()
         while True:
             if not self._address:
                 self._address = self._find_leader(deadline)
@@ -110,8 +113,11 @@ class _Sender:
             if event is not None and event.failure.reason not in RETRY_LEAD:
                 raise RequestRefused(event.failure)
             self._start_again()
+            if event is not None and event.failure.reason in TOO_MUCH:
+                self._cluster.metrics.told_off(event.failure.reason)
+                pause.wait(max(0.0, min(rest_seconds(event.failure, random), deadline - time.monotonic())))
             if time.monotonic() >= deadline:
-                raise ClientDisconnected("no leader accepted a restore in time")
+                raise refused(event.failure if event is not None else pb.Failure(), "a restore")
 
     def _start_again(self) -> None:
         self._cluster.metrics.retry("commit")

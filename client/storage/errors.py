@@ -15,6 +15,14 @@ class ClientDisconnected(cluster.ClientDisconnected, POSException.StorageError):
     __doc__ = cluster.ClientDisconnected.__doc__
 
 
+class StorageBusy(cluster.StorageBusy, ClientDisconnected):
+    __doc__ = cluster.StorageBusy.__doc__
+
+
+class StorageFull(cluster.StorageFull, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.StorageFull.__doc__
+
+
 class CommitOutcomeUnknown(cluster.CommitOutcomeUnknown, ClientDisconnected):
     __doc__ = cluster.CommitOutcomeUnknown.__doc__
 
@@ -67,7 +75,11 @@ def refusal(failure: pb.Failure) -> Exception:
             return ProtocolMismatch(text)
         case pb.WRONG_CLUSTER:
             return WrongCluster(text)
-        case pb.LAGGING | pb.BUSY | pb.STOPPING | pb.NOT_LEADER | pb.LEADERSHIP_LOST:
+        case pb.BUSY:
+            return StorageBusy(text)
+        case pb.STORAGE_FULL:
+            return StorageFull(text)
+        case pb.LAGGING | pb.STOPPING | pb.NOT_LEADER | pb.LEADERSHIP_LOST:
             return ClientDisconnected(text)
         case pb.INVALID:
             return InvalidRequest(text)
@@ -88,6 +100,10 @@ def as_zodb(oid: bytes = b"") -> Iterator[None]:
         raise refusal(error.failure) from error
     except cluster.CommitOutcomeUnknown as error:
         raise CommitOutcomeUnknown(str(error), error.transaction_id, error.body) from error
+    except cluster.StorageBusy as error:
+        raise StorageBusy(str(error)) from error
+    except cluster.StorageFull as error:
+        raise StorageFull(str(error)) from error
     except cluster.ClientDisconnected as error:
         raise ClientDisconnected(str(error)) from error
     except cluster.ProtocolMismatch as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -9,7 +11,10 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
 from raftstorage.node.lag import Lag
+from raftstorage.node.admission import Amount
+from raftstorage.node.disk_space import DiskWatcher, Room
 from raftstorage.node.raft.types import Role
+from raftstorage.node.service.stalls import Stalls
 
 if TYPE_CHECKING:
     from raftstorage.node.driver import Driver
@@ -33,6 +38,7 @@ class NodeMetrics:
     For snapshots, by `event`:
       `snapshots`  counter, and `snapshot_seconds` histogram: "made", "served", "fetched", "installed"
       `snapshot_failures`  counter: "make", "serve", "fetch", "install"
+      `refused`    counter by `reason`: failures told to clients, as storage.proto's Reason, in lower case
     """
 
     def __init__(self) -> None:
@@ -45,6 +51,18 @@ class NodeMetrics:
             name + "conflicts", "Conflicting objects told to clients", ["kind"], registry=registry
         )
         self.commits = Counter(name + "commits", "Commits answered", ["result"], registry=registry)
+        self.refused = Counter(name + "refused", "Calls refused", ["reason"], registry=registry)
+        self.queue_items = Gauge(name + "queue_items", "What waits in a queue", ["queue"], registry=registry)
+        self.queue_bytes = Gauge(name + "queue_bytes", "Bytes in a queue", ["queue"], registry=registry)
+        self.queue_items_bound = Gauge(
+            name + "queue_items_bound", "What a queue may hold", ["queue"], registry=registry
+        )
+        self.queue_bytes_bound = Gauge(
+            name + "queue_bytes_bound", "Bytes that a queue may hold", ["queue"], registry=registry
+        )
+        self.disk_free = Gauge(name + "disk_free_bytes", "Room on the disk", registry=registry)
+        self.disk_reserve = Gauge(name + "disk_reserve_bytes", "With less, no new writes", registry=registry)
+        self.disk_full = Gauge(name + "disk_full", "1: a leader would refuse new writes", registry=registry)
         self.info = Info(name.rstrip("_"), "Who this is", registry=registry)
         self.role = Gauge(name + "role", "1 for the role the node has", ["role"], registry=registry)
         self.term = Gauge(name + "term", "Raft term", registry=registry)
@@ -67,6 +85,12 @@ class NodeMetrics:
         self.loop_lag_seconds = Histogram(
             name + "loop_lag_seconds", "How late the event loop ran a tick", buckets=_FAST, registry=registry
         )
+        self.loop_lag_max = Gauge(
+            name + "loop_lag_max_seconds", "The longest of them since this page was last read", registry=registry
+        )
+        self.loop_stalls = Counter(name + "loop_stalls", "Ticks that came more than 50 ms late", registry=registry)
+        self._stalls = Stalls()
+        self.loop_lag_max.set_function(self._stalls.take_longest)
         self.peer_connected = Gauge(
             name + "peer_connected", "1: stream to the peer is up", ["peer"], registry=registry
         )
@@ -123,8 +147,21 @@ class NodeMetrics:
         for role in Role:
             self.role.labels(role.value).set_function(partial(_has_role, driver, role))
 
+    def watch_queue(self, name: str, bound: Amount, measure: Callable[[], Amount]) -> None:
+        """Asks `measure` at each scrape, in the page's thread: for numbers that are there already."""
+        self.queue_items.labels(name).set_function(lambda: measure().items)
+        self.queue_bytes.labels(name).set_function(lambda: measure().bytes)
+        self.queue_items_bound.labels(name).set(bound.items)
+        self.queue_bytes_bound.labels(name).set(bound.bytes)
+
+    def watch_disk(self, disk: DiskWatcher) -> None:
+        gauge = disk.gauge
+        self.disk_free.set_function(lambda: gauge.space.free)
+        self.disk_reserve.set_function(lambda: gauge.reserve)
+        self.disk_full.set_function(lambda: gauge.room is not Room.AMPLE)
+
     def connected_sessions(self) -> int:
-        return int(self.registry.get_sample_value("raftstorage_node_sessions") or 0)
+        return int(next(iter(self.sessions.collect())).samples[0].value)
 
     # What the driver reports (driver.Observer).
 
@@ -143,6 +180,8 @@ class NodeMetrics:
 
     def lagged(self, seconds: float) -> None:
         self.loop_lag_seconds.observe(seconds)
+        if self._stalls.lagged(seconds, time.monotonic()):
+            self.loop_stalls.inc()
 
     def role_changed(self) -> None:
         self.role_changes.inc()

@@ -11,11 +11,13 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from raftstorage.node.admission import Amount
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.codec import decode, encode, size_of
@@ -78,6 +80,7 @@ class Outbox:
         """Nothing leaves any more; `take` returns an empty batch."""
         self.closed = True
         self._messages.clear()
+        self._bytes = 0
         self._filled.set()
 
     def put(self, message: Message) -> bool:
@@ -89,6 +92,10 @@ class Outbox:
         self._bytes += size
         self._filled.set()
         return True
+
+    @property
+    def amount(self) -> Amount:
+        return Amount(len(self._messages), self._bytes)
 
     async def take(self) -> pb.PeerBatch:
         """All that waits, up to a batch's bounds; waits for the first."""
@@ -138,6 +145,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         for peer in self._peers:
             metrics.peer_connected.labels(str(peer)).set(0)
             metrics.peer_dropped.labels(str(peer))
+            bound = Amount(QUEUE_MESSAGES, QUEUE_BYTES)
+            metrics.watch_queue(f"peer_{peer}", bound, partial(self._queued, peer))
 
     # ---- Transport -----------------------------------------------------------------------------------
 
@@ -145,6 +154,10 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         link = self._links.get(message.to_node)
         if link is not None and not link.outbox.put(message):
             self._metrics.peer_dropped.labels(str(message.to_node)).inc()
+
+    def _queued(self, peer: int) -> Amount:
+        link = self._links.get(peer)
+        return link.outbox.amount if link is not None else Amount(0, 0)
 
     async def start(self) -> None:
         for peer in sorted(self._peers):

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator
 
+from raftstorage.node.admission import Amount, Tally
 from raftstorage.node.engine.api import Engine, EngineError
 from raftstorage.node.failures import failed
 from raftstorage.proto import storage_pb2 as pb
@@ -23,14 +24,14 @@ Steps = Generator[None, None, pb.Event]
 CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size"})
 #: How long a replica may take to catch up with a read, in seconds.
 PATIENCE = 0.2
-#: Reads that may wait for that at once.
-MAX_PARKED = 50_000
+#: Reads that may wait for that at once, and the bytes of their requests.
+MAX_PARKED = Amount(50_000, 32 << 20)
 PAGE_BYTES = 1 << 20
 MAX_PAGE_BYTES = 16 << 20
 
 
 class _Parked:
-    __slots__ = ("at_least", "call", "deadline", "order", "reply", "request")
+    __slots__ = ("at_least", "call", "deadline", "order", "reply", "request", "size")
 
     def __init__(
         self, at_least: bytes, order: int, deadline: float, request: pb.Request, call: str, reply: Reply
@@ -41,6 +42,7 @@ class _Parked:
         self.request: pb.Request | None = request  # None: answered
         self.call = call
         self.reply = reply
+        self.size = request.ByteSize()
 
     def __lt__(self, other: _Parked) -> bool:
         return (self.at_least, self.order) < (other.at_least, other.order)
@@ -59,18 +61,24 @@ class Reads:
         self._order = itertools.count()
         self._heap: list[_Parked] = []
         self._by_deadline: deque[_Parked] = deque()
+        self._parked = Tally()  # all in _by_deadline, answered or not
+
+    @property
+    def parked(self) -> Amount:
+        return self._parked.amount()
 
     def read(self, request: pb.Request, call: str, now: float, reply: Reply) -> None:
         """`call`: the request's oneof, one of CALLS; `now`: the loop's time in seconds."""
         at_least = b"" if call == "size" else getattr(request, call).at_least
         if at_least <= self._engine.last_tid:
             self._serve(request, call, reply)
-        elif len(self._by_deadline) >= MAX_PARKED:
-            reply(self._lagging())
+        elif self._parked.amount().reaches(MAX_PARKED):
+            reply(failed(pb.BUSY, "too many reads wait for this replica to catch up"))
         else:
             parked = _Parked(at_least, next(self._order), now + PATIENCE, request, call, reply)
             heapq.heappush(self._heap, parked)
             self._by_deadline.append(parked)
+            self._parked.add(parked.size)
 
     def applied(self) -> None:
         """Answers what the engine has caught up with."""
@@ -86,6 +94,7 @@ class Reads:
         given_up = False
         while self._by_deadline and (self._by_deadline[0].request is None or self._by_deadline[0].deadline <= now):
             parked = self._by_deadline.popleft()
+            self._parked.remove(parked.size)
             if parked.request is not None:
                 parked.request = None
                 given_up = True

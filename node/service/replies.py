@@ -1,21 +1,45 @@
-"""An answer on its way back: the request's id, the known leader, and what is counted."""
+"""An answer on its way back: the request's id, the known leader, what is counted, and when to ask again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.session import ClientSession
 from raftstorage.proto import storage_pb2 as pb
 
 
-class Answer:
-    """Called once with the Event for one request, which it takes over. After the session's end nothing happens.
+class Account(Protocol):
+    """Of what is under way; `gate.Gate` is one."""
 
-    `later`: set when the call has returned; a commit answered before that was committed long ago.
+    def finish(self, session: ClientSession, size: int, call: str, blocked: bool) -> None:
+        """A request that was begun with `size` is answered. `blocked`: it was counted as blocked, too."""
+
+    def retry_after_ms(self) -> int:
+        """For whoever is refused without having been told."""
+
+
+class Answer:
+    """Called with the Event for one request, which it takes over; only the first one counts. After the session's
+    end nothing happens.
+
+    `later`: set when the call has returned; a commit answered before that was committed long ago. `blocked`: set
+    when the request is counted in `session.blocked`.
     """
 
-    __slots__ = ("_call", "_id", "_leader", "_metrics", "_session", "later")
+    __slots__ = (
+        "_account",
+        "_call",
+        "_id",
+        "_leader",
+        "_metrics",
+        "_session",
+        "answered",
+        "blocked",
+        "later",
+        "size",
+    )
 
     def __init__(
         self,
@@ -24,19 +48,28 @@ class Answer:
         call: str,
         metrics: NodeMetrics,
         leader: Callable[[], pb.Leader],
+        account: Account,
+        size: int,
     ) -> None:
         self._session = session
         self._id = request_id
         self._call = call
         self._metrics = metrics
         self._leader = leader
+        self._account = account
+        self.size = size
+        self.answered = False
+        self.blocked = False
         self.later = False
 
     def __call__(self, event: pb.Event) -> None:
+        if self.answered:
+            return
+        self.answered = True
         event.id = self._id
         kind = event.WhichOneof("kind")
-        if kind == "failure" and event.failure.reason == pb.NOT_LEADER:
-            event.failure.leader.CopyFrom(self._leader())
+        if kind == "failure":
+            self._refuse(event.failure)
         if self._call in ("load_before", "load_serial"):
             self._metrics.loads.labels(self._load_result(event)).inc()
         elif self._call == "vote":
@@ -46,6 +79,14 @@ class Answer:
         elif self._call in ("finish", "commit"):
             self._metrics.commits.labels(self._commit_result(event)).inc()
         self._session.put(event)
+        self._account.finish(self._session, self.size, self._call, self.blocked)
+
+    def _refuse(self, failure: pb.Failure) -> None:
+        if failure.reason == pb.NOT_LEADER:
+            failure.leader.CopyFrom(self._leader())
+        elif failure.reason == pb.BUSY and not failure.retry_after_ms:
+            failure.retry_after_ms = self._account.retry_after_ms()
+        self._metrics.refused.labels(pb.Reason.Name(failure.reason).lower()).inc()
 
     def _load_result(self, event: pb.Event) -> str:
         if event.HasField("record"):

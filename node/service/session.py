@@ -1,11 +1,13 @@
-"""One client's stream: the ordered queue of what leaves, its writer, and its end."""
+"""One client's stream: the ordered queue of what leaves, its writer, what it has under way, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sized
 
 import grpc
+from raftstorage.node.admission import Amount, Tally
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.proto import storage_pb2 as pb
 
@@ -13,14 +15,20 @@ from raftstorage.proto import storage_pb2 as pb
 BATCH_BYTES = 4 << 20
 #: With more than this waiting to leave, no further request is looked at.
 ENOUGH_BYTES = 8 << 20
+#: Answers of all sessions together, in bytes: with many sessions, each one's equal part of this is enough.
+ALL_BYTES = 512 << 20
 #: Bytes of an event beside its payload, so that empty events count too.
 _OVERHEAD = 16
 
 
 class ClientSession:
-    """Events leave in the order of `put`. Used from the loop."""
+    """Events leave in the order of `put`. Used from the loop. `crowd`: all sessions, this one among them.
 
-    def __init__(self, limits: SessionLimits) -> None:
+    A request is under way from `begin` to `finish`. With too many of them, or too many answers that the client
+    does not take, `room` waits: what the client goes on sending stays where it is, and gRPC tells it to wait.
+    """
+
+    def __init__(self, limits: SessionLimits, crowd: Sized = ((),)) -> None:
         self.read_only = False
         self.greeted = False
         #: Takes live invalidations above `after`; it has caught up with all before.
@@ -30,7 +38,13 @@ class ClientSession:
         #: Why the session must end: status code and message.
         self.ended: asyncio.Future[tuple[grpc.StatusCode, str]] = asyncio.get_running_loop().create_future()
         self.closed = False
+        #: Requests that are not answered; of them writes, and of those the ones that wait for somebody's objects.
+        self.calls, self.writes, self.blocked = Tally(), Tally(), Tally()
+        #: Transactions with tids of their own came; the first of them that was refused, and when: see gate.Gate.
+        self.restores = False
+        self.refused_restore: tuple[bytes, float] = (b"", 0.0)
         self._limits = limits
+        self._crowd = crowd
         self._queue: deque[tuple[pb.Event, int]] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
@@ -47,12 +61,12 @@ class ClientSession:
         limits = self._limits
         if self._queue and (len(self._queue) >= limits.queue_items or self._bytes + size > limits.queue_bytes):
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the client does not take what it is sent")
+            self._empty()  # it will not take it any more; the memory is for the others
             return
         self._queue.append((event, size))
         self._bytes += size
         self._filled.set()
-        if self._bytes > min(ENOUGH_BYTES, limits.queue_bytes // 2):
-            self._room.clear()
+        self._look()
 
     def end(self, code: grpc.StatusCode, message: str) -> None:
         if not self.ended.done():
@@ -63,8 +77,42 @@ class ClientSession:
         if not self.greeted:
             self.end(grpc.StatusCode.DEADLINE_EXCEEDED, "no hello")
 
+    def begin(self, size: int, write: bool) -> None:
+        """A request was read."""
+        self.calls.add(size)
+        if write:
+            self.writes.add(size)
+        self._look()
+
+    def finish(self, size: int, write: bool, blocked: bool) -> None:
+        """It is answered; as `begin`, and `blocked`: it was counted as such."""
+        self.calls.remove(size)
+        if write:
+            self.writes.remove(size)
+        if blocked:
+            self.blocked.remove(size)
+        self._look()
+
+    @property
+    def queued(self) -> Amount:
+        """What waits to leave."""
+        return Amount(len(self._queue), self._bytes)
+
+    def _look(self) -> None:
+        """Is there room for another request?"""
+        enough = min(ENOUGH_BYTES, ALL_BYTES // max(1, len(self._crowd)), self._limits.queue_bytes // 2)
+        if self._bytes > enough or self.calls.amount().reaches(self._limits.calls):
+            self._room.clear()
+        else:
+            self._room.set()
+
+    def _empty(self) -> None:
+        self._queue.clear()
+        self._bytes = 0
+        self._filled.clear()
+
     async def room(self) -> None:
-        """Returns when more answers may be made."""
+        """Returns when another request may be looked at."""
         await self._room.wait()
 
     def take(self) -> pb.EventBatch:
@@ -76,8 +124,7 @@ class ClientSession:
             events.append(event)
             size += own
         self._bytes -= size
-        if self._bytes <= min(ENOUGH_BYTES, self._limits.queue_bytes // 2):
-            self._room.set()
+        self._look()
         if not self._queue:
             self._filled.clear()
         return pb.EventBatch(events=events)
@@ -96,6 +143,7 @@ class ClientSession:
     def close(self) -> None:
         """Takes and sends nothing more. `write` returns when what it is sending is sent."""
         self.closed = True
+        self._empty()
         self._filled.set()
 
     async def written(self) -> None:

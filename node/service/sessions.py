@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
-from raftstorage.node.driver import Driver, LeadershipLost
+from raftstorage.node.admission import Amount, Bounds
+from raftstorage.node.disk_space import Room
+from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.failures import failed, failure
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.membership import MemberRole
 from raftstorage.node.raft.types import Entry, Role, RoleChange
+from raftstorage.node.service import queues
+from raftstorage.node.service.barriers import Barriers
+from raftstorage.node.service.gate import Gate, weight
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, let_finish
+from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.validation import (
     MAX_BATCH,
     SessionLimits,
@@ -41,13 +46,12 @@ log = logging.getLogger(__name__)
 Context: TypeAlias = "grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]"
 
 TICK_SECONDS = 0.05
-#: How long a write may wait for a new leader to have applied what came before it, in seconds.
-READY_PATIENCE = 1.0
 #: Transactions in one event while a client catches up with invalidations.
 CATCH_UP_PAGE = 1000
+#: Of writes that wait for a new leader to be ready.
+UNREADY_BYTES = 64 << 20
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
-MAX_BARRIERS = 1024
 
 
 def _now() -> float:
@@ -58,7 +62,7 @@ def _now() -> float:
 class StorageService(storage_pb2_grpc.StorageServicer):
     """One for each node. Listens to the driver from the start; `close` ends all sessions.
 
-    `clock`: seconds since the epoch; tids are near it.
+    `clock`: seconds since the epoch; tids are near it. `bounds`: how much a leader takes on. `room`: of the disk.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         limits: SessionLimits,
         metrics: NodeMetrics,
         clock: Callable[[], float] = time.time,
+        bounds: Bounds | None = None,
+        room: Callable[[], Room] = lambda: Room.AMPLE,
     ) -> None:
         self._driver = driver
         self._engine = driver.engine
@@ -86,8 +92,21 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             CoordinatorLimits(waiting=limits.waiting_votes),
         )
         self._led_term = 0
-        #: Writes for a leader that is not ready yet: deadline, session, request, call.
-        self._unready: deque[tuple[float, ClientSession, pb.Request, str]] = deque()
+        bounds = bounds or Bounds()
+        self._gate = Gate(driver, self._coordinator, limits, bounds, room)
+        self._barriers = Barriers(driver)
+        self._unready = Unready(Amount(limits.waiting_votes, UNREADY_BYTES))
+        queues.watch(
+            metrics,
+            driver,
+            self._coordinator,
+            self._sessions,
+            self._reads,
+            self._barriers,
+            self._unready,
+            limits,
+            bounds,
+        )
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopping = False
         driver.on_applied.append(self._applied)
@@ -119,6 +138,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             for session in self._sessions:
                 if session.live and outcome.tid > session.after:
                     session.put(event, size)
+        self._gate.applied(entries)
         self._reads.applied()
         self._coordinator.applied(entries, _now())
 
@@ -178,9 +198,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         with self._damage_is_fatal():
             self._coordinator.tick(now)
         self._reads.tick(now)
-        while self._unready and self._unready[0][0] <= now:
-            _deadline, session, request, call = self._unready.popleft()
-            self._not_leader(session, request, call)
+        self._gate.tick(now)
+        for late in self._unready.late(now):
+            self._not_leader(late.call, late.answer)
 
     # ---- a stream ------------------------------------------------------------------------------------
 
@@ -192,7 +212,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the node is going down")
         if self._tick_handle is None:
             self._tick()
-        session = ClientSession(self._limits)
+        if len(self._sessions) >= self._limits.sessions:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {len(self._sessions)} clients already"
+            )
+        session = ClientSession(self._limits, self._sessions)
         handler = asyncio.current_task()
         if handler is not None:
             self._handlers.add(handler)
@@ -203,14 +227,15 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         writer = asyncio.create_task(session.write(context))
         greeting = asyncio.get_running_loop().call_later(HELLO_SECONDS, session.expect_greeting)
         try:
-            ends: list[asyncio.Future[Any]] = [reader, writer, session.ended]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            session.close()
+            try:
+                ends: list[asyncio.Future[Any]] = [reader, writer, session.ended]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:  # what it held is free before its client hears of it
+                greeting.cancel()
+                reader.cancel()
+                self._forget(session)
             await let_finish(writer)
         finally:
-            greeting.cancel()
-            self._forget(session)
-            reader.cancel()
             writer.cancel()
             results = await asyncio.gather(reader, writer, return_exceptions=True)
         for error in results:
@@ -230,7 +255,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._metrics.sessions.dec()
         for task in session.tasks:
             task.cancel()
-        self._unready = deque(item for item in self._unready if item[1] is not session)
+        self._unready.forget(session)
+        self._gate.forget(session)
         with self._damage_is_fatal():
             self._coordinator.session_closed(session, _now())
 
@@ -305,7 +331,12 @@ class StorageService(storage_pb2_grpc.StorageServicer):
 
     def _handle(self, session: ClientSession, request: pb.Request) -> None:
         call = request.WhichOneof("call") or ""
-        answer = Answer(session, request.id, call, self._metrics, self._leader)
+        size = weight(request, call)
+        answer = Answer(session, request.id, call, self._metrics, self._leader, self._gate, size)
+        self._gate.begin(session, size, call)
+        self._dispatch(session, request, call, answer)
+
+    def _dispatch(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
         try:
             problem = check_request(request)
             if problem is not None:
@@ -313,7 +344,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             elif call in CALLS:
                 self._reads.read(request, call, _now(), answer)
             elif call == "read_barrier":
-                self._barrier(session, answer)
+                self._barriers.ask(session, answer)
             else:
                 self._write(session, request, call, answer)
         except EngineError:
@@ -322,43 +353,23 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             log.exception("a request failed", extra={"call": call})
             answer(failed(pb.INTERNAL, "the node failed at this request; its log says why"))
 
-    def _barrier(self, session: ClientSession, answer: Answer) -> None:
-        if len(session.tasks) >= MAX_BARRIERS:
-            answer(failed(pb.BUSY, f"{MAX_BARRIERS} barriers are waiting already"))
-            return
-        task = asyncio.create_task(self._await_barrier(answer))
-        session.tasks.add(task)
-        task.add_done_callback(session.tasks.discard)
-
-    async def _await_barrier(self, answer: Answer) -> None:
-        try:
-            await self._driver.read_barrier()
-        except LeadershipLost as error:
-            answer(failed(pb.NOT_LEADER, str(error)))
-        except TimeoutError:
-            answer(failed(pb.BUSY, "no answer from the leader in time; try again"))
-        except Exception:
-            log.exception("a read barrier failed")
-            answer(failed(pb.INTERNAL, "the node failed at this request; its log says why"))
-        else:
-            answer(pb.Event(read_point=pb.ReadPoint(last_tid=self._engine.last_tid)))
-
     def _write(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
         leads = self._driver.role is Role.LEADER
         if session.read_only and call != "abort":
             answer(failed(pb.READ_ONLY, "the session is read-only"))
         elif self._driver.is_ready_leader:
             self._coordinate(session, request, call, answer)
-        elif leads and len(self._unready) < self._limits.waiting_votes:
-            deadline = _now() + READY_PATIENCE
-            self._unready.append((deadline, session, request, call))
-        elif leads:
+        elif not leads:
+            self._not_leader(call, answer)
+        elif not self._unready.add(session, request, call, answer, _now()):
             answer(failed(pb.BUSY, "too many requests wait for this leader to be ready"))
-        else:
-            self._not_leader(session, request, call)
 
     def _coordinate(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
         now = _now()
+        refused = self._gate.refusal(session, request, call, answer.size, now)
+        if refused is not None:
+            answer(pb.Event(failure=refused))
+            return
         match call:
             case "vote" | "commit":
                 asked = request.vote if call == "vote" else request.commit
@@ -366,10 +377,13 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 parsed = parse_transaction(body, self._limits)
                 if isinstance(parsed, pb.Failure):
                     answer(pb.Event(failure=parsed))
-                elif call == "vote":
+                    return
+                session.restores = session.restores or bool(parsed.tid)
+                if call == "vote":
                     self._coordinator.vote(session, asked.transaction_id, parsed, body, now, answer)
                 else:
                     self._coordinator.commit(session, asked.transaction_id, parsed, body, now, answer)
+                self._gate.began(session, asked.transaction_id, answer)
             case "finish":
                 self._coordinator.finish(request.finish.transaction_id, now, answer)
             case "abort":
@@ -381,8 +395,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 raise AssertionError(f"no handler for {call}")
         answer.later = True
 
-    def _not_leader(self, session: ClientSession, request: pb.Request, call: str) -> None:
-        answer = Answer(session, request.id, call, self._metrics, self._leader)
+    def _not_leader(self, call: str, answer: Answer) -> None:
         if call == "abort":  # who does not lead holds no votes
             answer(pb.Event(aborted=pb.Aborted()))
         else:
@@ -390,6 +403,5 @@ class StorageService(storage_pb2_grpc.StorageServicer):
 
     def _serve_unready(self) -> None:
         """Leadership is gone, or the leader is ready: handles what waited, in its order."""
-        waiting, self._unready = self._unready, deque()
-        for _deadline, session, request, _call in waiting:
-            self._handle(session, request)
+        for waiting in self._unready.take():
+            self._dispatch(waiting.session, waiting.request, waiting.call, waiting.answer)

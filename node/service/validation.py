@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
+from raftstorage.node.admission import Amount
 from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
 from raftstorage.proto import storage_pb2 as pb
@@ -20,9 +21,15 @@ MAX_BATCH = 1024
 _HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
 
 
+CALLS = Amount(1024, 16 << 20)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named."""
+    """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named.
+
+    `calls`: requests of one session that are under way; `sessions`: how many of them there may be.
+    """
 
     max_record_bytes: int = 64 << 20
     max_transaction_bytes: int = 256 << 20
@@ -30,6 +37,8 @@ class SessionLimits:
     queue_items: int = 100_000
     queue_bytes: int = 64 << 20
     waiting_votes: int = 10_000
+    calls: Amount = CALLS
+    sessions: int = 10_000
 
 
 def invalid(message: str, oid: bytes = b"") -> pb.Failure:

@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown
+from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown, StorageFull
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.metrics import Metrics
 from raftstorage.client.cluster.policy import Z64, Call, Flow
@@ -247,7 +247,7 @@ class SimClient:
         except CommitOutcomeUnknown:
             record("unknown")
             raise
-        except (Refused, ClientDisconnected):
+        except (Refused, ClientDisconnected, StorageFull):
             record("refused")
             raise
         tid = event.committed.tid

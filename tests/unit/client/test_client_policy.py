@@ -49,6 +49,7 @@ class World:
         self.step: Step = Step(None, 0.0)
         self.result: Any = None
         self.retries = 0
+        self.told_off: list[int] = []
 
     def clock(self) -> float:
         return self.now
@@ -58,11 +59,28 @@ class World:
 
     def read(self, at_least: bytes = Z64, **options: Any) -> Flow:
         return read(
-            self.book, LOAD, at_least, self.now + 5, self.clock, random.Random(1), retry=self.retried, **options
+            self.book,
+            LOAD,
+            at_least,
+            self.now + 5,
+            self.clock,
+            random.Random(1),
+            retry=self.retried,
+            told_off=self.told_off.append,
+            **options,
         )
 
     def lead(self, call: Call = COMMIT, **options: Any) -> Flow:
-        return lead(self.book, call, self.now + 5, self.clock, random.Random(1), retry=self.retried, **options)
+        return lead(
+            self.book,
+            call,
+            self.now + 5,
+            self.clock,
+            random.Random(1),
+            retry=self.retried,
+            told_off=self.told_off.append,
+            **options,
+        )
 
     def start(self, flow: Flow) -> Send | None:
         self.flow = flow

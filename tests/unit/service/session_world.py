@@ -9,6 +9,9 @@ from typing import Any, NoReturn
 
 import grpc
 import pytest
+from raftstorage.node.admission import Amount, Bounds
+from raftstorage.node.backlog import Backlog
+from raftstorage.node.disk_space import Room
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.membership import Membership
@@ -44,7 +47,12 @@ class FakeDriver:
         self.barrier_error: Exception | None = None
         self.failed: list[BaseException] = []
         self.ended = asyncio.Event()
+        self.work = Backlog()
         self._log: list[bytes] = []
+
+    @property
+    def backlog(self) -> Amount:
+        return Amount(len(self._log), sum(len(data) for data in self._log))
 
     def fail(self, error: BaseException) -> NoReturn:
         self.failed.append(error)
@@ -59,9 +67,11 @@ class FakeDriver:
             asyncio.get_running_loop().call_soon(self.apply)
         return self.engine.applied_index + len(self._log)
 
-    def apply(self) -> None:
+    def apply(self, most: int | None = None) -> None:
+        """All that was proposed, or so many entries of it."""
         batch = []
-        for data in self._log:
+        now, self._log = self._log[:most], self._log[len(self._log[:most]) :]
+        for data in now:
             index = self.engine.applied_index + 1
             entry = Entry(self.term, index, EntryKind.COMMAND, data)
             batch.append((entry, self.engine.apply(entry)))
@@ -135,17 +145,29 @@ class Client:
 
 
 class World:
-    def __init__(self, limits: SessionLimits) -> None:
+    def __init__(self, limits: SessionLimits, bounds: Bounds | None) -> None:
         self.driver = FakeDriver()
         self.metrics = NodeMetrics()
+        self.room = Room.AMPLE
+        self.address = ""
         identity = NodeIdentity(CLUSTER, 1, {1: "one:1", 2: "two:2"})
-        self.service = StorageService(self.driver, identity, limits, self.metrics)  # type: ignore[arg-type]
+        self.service = StorageService(
+            self.driver,  # type: ignore[arg-type]
+            identity,
+            limits,
+            self.metrics,
+            bounds=bounds,
+            room=lambda: self.room,
+        )
         self.connect: Callable[[], Client]
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value("raftstorage_node_" + name, labels)
 
 
 @asynccontextmanager
-async def world(limits: SessionLimits | None = None) -> AsyncIterator[World]:
-    it = World(limits or SessionLimits())
+async def world(limits: SessionLimits | None = None, bounds: Bounds | None = None) -> AsyncIterator[World]:
+    it = World(limits or SessionLimits(), bounds)
     server = grpc.aio.server()
     storage_pb2_grpc.add_StorageServicer_to_server(it.service, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
@@ -153,6 +175,7 @@ async def world(limits: SessionLimits | None = None) -> AsyncIterator[World]:
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = storage_pb2_grpc.StorageStub(channel)
+            it.address = f"127.0.0.1:{port}"
             it.connect = lambda: Client(stub.Session())
             yield it
             await it.service.close()
