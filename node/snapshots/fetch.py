@@ -207,7 +207,7 @@ class SnapshotFetcher:
     async def _receive(
         self, stream: _Stream, check: Callable[[pb.SnapshotManifest], None], incoming: Incoming
     ) -> bool:
-        """Takes what comes, to the end. False: another snapshot, of which some is here already: ask anew."""
+        """Takes what comes, to the end. False: it is another snapshot than was asked for: ask anew."""
         chunk = await _next(stream, self._options.manifest_seconds)
         if chunk is None or chunk.WhichOneof("kind") != "manifest":
             raise BadChunk("the stream does not begin with a manifest")
@@ -219,7 +219,7 @@ class SnapshotFetcher:
         if held is None or held.snapshot_id != manifest.snapshot_id:
             await incoming.begin(manifest)
             self._best = incoming.done_bytes
-            if self._best:
+            if held is not None:
                 return False
         elif held != manifest:
             raise BadChunk("the manifest is not the one that the snapshot had before")

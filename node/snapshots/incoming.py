@@ -50,8 +50,8 @@ class _Part:
 class Incoming:
     """`load` first; `begin` when another snapshot is to be fetched; `write` for each chunk; `finish` at the end.
 
-    `mark_bytes`: how much is written before it is synced and marked. A crash loses no more of a file than that, and
-    the log's own syncs never wait for more of ours.
+    `mark_bytes`: how much is written before it is synced and marked. A crash loses no more of a file than that,
+    and the log's own syncs never wait for more of ours.
 
     OSError from `write` and `finish`: the disk failed; the file that was written to is gone.
     """

@@ -1,7 +1,7 @@
 """A disk with folders that forgets what was not synced: `node.snapshots.files.SnapshotFiles`, in memory.
 
-Names are kept by folder. A power cut takes each folder back to any of the states it had since it was synced last, and
-each file to a mixture of what was synced and what was written since, whatever became of the others.
+Names are kept by folder. A power cut takes each folder back to any of the states it had since it was synced last,
+and each file to a mixture of what was synced and what was written since, whatever became of the others.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ class ModelDisk:
         self._open[self._next] = path, file
         return self._next
 
-    open_to_read = open
+    def open_to_read(self, path: Path) -> int:
+        return self.open(path)
 
     def read_all(self, path: Path) -> bytes:
         return bytes(self._file(path).content)

@@ -41,6 +41,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(limited())
 
 
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0.005)
+
+
 def honest(number: int, chunk: pb.SnapshotChunk) -> Iterable[pb.SnapshotChunk]:
     return [chunk]
 
@@ -68,7 +73,7 @@ def piece(name: str, offset: int, data: bytes) -> pb.SnapshotChunk:
 
 
 class Source:
-    """Streams `contents` as a node does. `mangles`: one for each stream, then all are honest; `always`: for all."""
+    """Streams `contents` as a node does. `mangles`: of the first streams; `always`: of all behind them."""
 
     def __init__(
         self,
@@ -100,8 +105,9 @@ class Source:
 
     def _chunks(self, request: pb.SnapshotRequest) -> Iterable[pb.SnapshotChunk]:
         yield pb.SnapshotChunk(manifest=self.manifest)
-        known = request.snapshot_id == self.manifest.snapshot_id
-        have = {each.file: each.bytes for each in request.have} if known else {}
+        if request.snapshot_id not in ("", self.manifest.snapshot_id):
+            return
+        have = {each.file: each.bytes for each in request.have}
         for name, content in self.contents.items():
             for offset in range(have.get(name, 0), len(content), CHUNK):
                 yield piece(name, offset, content[offset : offset + CHUNK])

@@ -132,7 +132,7 @@ def test_files_of_another_snapshot_that_are_the_same_stay(disk: ModelDisk) -> No
     fetched = run(fetcher(disk).fetch(source))
     check_fetched(disk, fetched, other)
     assert fetched.index == 20
-    assert source.sent <= len(b"another" + b"new") + CHUNK  # what the first stream had sent already
+    assert source.sent == len(b"another" + b"new")
     assert [each.snapshot_id for each in source.requests] == ["a" * 32, "b" * 32]
     assert {each.file: each.bytes for each in source.requests[1].have} == {"000007.sst": 950}
 
@@ -340,7 +340,7 @@ def test_a_sync_that_failed_is_not_believed_when_tried_again(disk: ModelDisk) ->
 # ---- ending early ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", range(0, 16))
+@pytest.mark.parametrize("number", range(16))
 def test_a_fetch_can_be_cancelled_at_any_chunk(disk: ModelDisk, number: int) -> None:
     async def work() -> None:
         fetching = fetcher(disk)
