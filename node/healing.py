@@ -13,7 +13,14 @@ from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import FetchSnapshot, SnapshotBase
-from raftstorage.node.snapshots import Fetched, SnapshotError, SnapshotFetcher, SnapshotObserver, SnapshotSource, point_to
+from raftstorage.node.snapshots import (
+    Fetched,
+    SnapshotError,
+    SnapshotFetcher,
+    SnapshotObserver,
+    SnapshotSource,
+    point_to,
+)
 from raftstorage.node.snapshots.install import folder_name, remove_database
 from raftstorage.node.wal import Wal
 

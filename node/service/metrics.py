@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
-from raftstorage.node.lag import Lag
 from raftstorage.node.admission import Amount
 from raftstorage.node.disk_space import DiskWatcher, Room
+from raftstorage.node.lag import Lag
 from raftstorage.node.raft.types import Role
 from raftstorage.node.service.stalls import Stalls
 

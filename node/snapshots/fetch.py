@@ -43,12 +43,14 @@ class FetchOptions:
     """Bytes and seconds as named. A rate of 0 is no limit.
 
     `bytes_per_second`: how fast data is taken, and read back. `reserve_bytes` stay free on the disk.
+    `mark_bytes`: how much is written between two syncs; a crash loses no more of each file.
     `manifest_seconds`: how long a source may make and read its copy before it says what is in it; `stall_seconds`:
     how long it may be silent afterwards. A source is given up after `attempts` in a row that brought nothing new.
     """
 
     bytes_per_second: int = 0
     reserve_bytes: int = 64 * MIB
+    mark_bytes: int = 16 * MIB
     manifest_seconds: float = 600.0
     stall_seconds: float = 30.0
     attempts: int = 8
@@ -132,7 +134,7 @@ class SnapshotFetcher:
             raise RuntimeError("a snapshot is being fetched already")
         self._busy = True
         self._checked = False
-        incoming = Incoming(self._directory / "incoming", self._files, self._worker, self._pace)
+        incoming = self._make_incoming()
         try:
             self._incoming = incoming
             begin = asyncio.get_running_loop().time()
@@ -163,7 +165,11 @@ class SnapshotFetcher:
         """Removes what an earlier fetch has left in `incoming/`. OSError."""
         if self._busy:
             raise RuntimeError("a snapshot is being fetched")
-        await Incoming(self._directory / "incoming", self._files, self._worker, self._pace).discard()
+        await self._make_incoming().discard()
+
+    def _make_incoming(self) -> Incoming:
+        folder = self._directory / "incoming"
+        return Incoming(folder, self._files, self._worker, self._pace, self._options.mark_bytes)
 
     # ---- one fetch -----------------------------------------------------------------------------------
 
@@ -201,7 +207,7 @@ class SnapshotFetcher:
     async def _receive(
         self, stream: _Stream, check: Callable[[pb.SnapshotManifest], None], incoming: Incoming
     ) -> bool:
-        """Takes what comes, to the end. False: another snapshot, of which some is here already: ask anew."""
+        """Takes what comes, to the end. False: it is another snapshot than was asked for: ask anew."""
         chunk = await _next(stream, self._options.manifest_seconds)
         if chunk is None or chunk.WhichOneof("kind") != "manifest":
             raise BadChunk("the stream does not begin with a manifest")
@@ -213,7 +219,7 @@ class SnapshotFetcher:
         if held is None or held.snapshot_id != manifest.snapshot_id:
             await incoming.begin(manifest)
             self._best = incoming.done_bytes
-            if self._best:
+            if held is not None:
                 return False
         elif held != manifest:
             raise BadChunk("the manifest is not the one that the snapshot had before")

@@ -24,7 +24,9 @@ class FileInfo:
 class SnapshotFiles(Files, Protocol):
     """Files and folders. Every method may raise OSError; FileNotFoundError for what is not there."""
 
-    def is_directory(self, path: Path) -> bool: ...
+    def is_directory(self, path: Path) -> bool:
+        """A link to a folder is none."""
+
     def info(self, path: Path) -> FileInfo:
         """Of a file; OSError when it is none."""
 
@@ -47,7 +49,7 @@ class SystemSnapshotFiles(SystemFiles):
     """The operating system's."""
 
     def is_directory(self, path: Path) -> bool:
-        return path.is_dir()
+        return path.is_dir() and not path.is_symlink()
 
     def info(self, path: Path) -> FileInfo:
         found = path.lstat()

@@ -28,10 +28,6 @@ from raftstorage.proto import raft_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-#: How much is written before it is synced and marked. A crash loses no more of a file than this, and the log's own
-#: syncs never wait for more of ours than this.
-MARK_BYTES = 16 << 20
-
 _CRC = struct.Struct(">I")
 _Key = tuple[str, int, int]  # name, size, checksum: what makes two files the same
 
@@ -54,15 +50,19 @@ class _Part:
 class Incoming:
     """`load` first; `begin` when another snapshot is to be fetched; `write` for each chunk; `finish` at the end.
 
+    `mark_bytes`: how much is written before it is synced and marked. A crash loses no more of a file than that,
+    and the log's own syncs never wait for more of ours.
+
     OSError from `write` and `finish`: the disk failed; the file that was written to is gone.
     """
 
-    def __init__(self, directory: Path, files: SnapshotFiles, worker: Worker, pace: Pace) -> None:
+    def __init__(self, directory: Path, files: SnapshotFiles, worker: Worker, pace: Pace, mark_bytes: int) -> None:
         self._directory = directory
         self._folder = directory / "files"
         self._files = files
         self._worker = worker
         self._pace = pace
+        self._mark_bytes = mark_bytes
         self._parts: dict[str, _Part] = {}
         self._open: tuple[_Part, int] | None = None
         self.manifest: pb.SnapshotManifest | None = None
@@ -281,7 +281,7 @@ class Incoming:
             self._files.write(self._open[1], content, part.position)
             part.position += len(content)
             part.crc = google_crc32c.extend(part.crc, content)
-            if part.position - part.marked >= MARK_BYTES or part.position == part.file.size:
+            if part.position - part.marked >= self._mark_bytes or part.position == part.file.size:
                 self._files.sync(self._open[1])
                 self._add_mark(part)
         except OSError:

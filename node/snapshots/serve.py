@@ -33,8 +33,8 @@ async def stream(
     request: pb.SnapshotRequest,
     damaged: Callable[[Path], None] = lambda path: None,
 ) -> AsyncGenerator[pb.SnapshotChunk, None]:
-    """What `receiver` is sent for `request`: the manifest, then the data, no faster than the store's pace. Nothing
-    is read before it is asked for. Close it, or the snapshot stays in use.
+    """What `receiver` is sent for `request` (see raft.proto): the manifest, then the data, no faster than the
+    store's pace. Nothing is read before it is asked for. Close it, or the snapshot stays in use.
 
     TooManyReceivers, BadRequest, SnapshotDamaged (and `damaged` is called), SnapshotError, OSError.
     """
@@ -44,6 +44,8 @@ async def stream(
             manifest = snapshot.manifest
             have = _positions(request, manifest)
             yield pb.SnapshotChunk(manifest=manifest)
+            if request.snapshot_id not in ("", manifest.snapshot_id):
+                return  # the receiver sees what it has of it, and asks for the rest
             for file in manifest.files:
                 async with aclosing(_file(store, snapshot, file, have.get(file.name, 0))) as chunks:
                     async for chunk in chunks:

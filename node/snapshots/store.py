@@ -115,7 +115,11 @@ class SnapshotStore:
     def _begin(self) -> None:
         self.files.make_directory(self._directory)
         for name in self.files.names(self._directory):
-            remove_tree(self.files, self._directory / name)
+            path = self._directory / name
+            if self.files.is_directory(path):
+                remove_tree(self.files, path)
+            else:
+                self.files.remove(path)
 
     async def stop(self) -> None:
         """Ends what is under way; the streams must have ended. The folders are left to the next start."""
