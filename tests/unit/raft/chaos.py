@@ -67,8 +67,8 @@ class Chaos:
             if rng.random() < self.storms:
                 self.storm()
             if step % 50 == 0:
-                cluster.check_logs()
-        cluster.check_logs()
+                cluster.checks.logs()
+        cluster.checks.logs()
 
     def ask(self, node: int) -> None:
         cluster, rng = self.cluster, self.rng

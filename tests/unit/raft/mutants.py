@@ -15,9 +15,9 @@ from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.log import RaftLog
 from raftstorage.node.raft.outbox import Outbox
 from raftstorage.node.raft.quorum import committed_index
-from raftstorage.node.raft.types import Entry, HardState, Message, MessageType, Role
+from raftstorage.node.raft.types import Entry, HardState, Message, MessageType, Role, SnapshotBase
 
-from tests.unit.raft.raft_cluster import MemoryLog
+from tests.unit.raft.memory_log import MemoryLog
 
 Mutant = Callable[[], AbstractContextManager[object]]
 
@@ -50,8 +50,13 @@ def acknowledges_before_the_write() -> AbstractContextManager[object]:
 def forgets_its_vote() -> AbstractContextManager[object]:
     original = MemoryLog.write
 
-    def write(self: MemoryLog, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        original(self, hard_state and HardState(hard_state.term, 0), entries)
+    def write(
+        self: MemoryLog,
+        hard_state: HardState | None,
+        entries: Sequence[Entry],
+        snapshot: SnapshotBase | None = None,
+    ) -> None:
+        original(self, hard_state and HardState(hard_state.term, 0), entries, snapshot)
 
     return mock.patch.object(MemoryLog, "write", write)
 
@@ -125,10 +130,10 @@ def takes_an_old_write_for_new_entries() -> AbstractContextManager[object]:
     original = RaftLog.truncate
 
     def truncate(self: RaftLog, index: int, commit: int) -> None:
-        writes = [list(write) for write in self._writes]
+        reach = [write.last for write in self._writes]
         original(self, index, commit)
-        self._writes.clear()
-        self._writes.extend(writes)
+        for write, last in zip(self._writes, reach, strict=True):
+            write.last = last
 
     return mock.patch.object(RaftLog, "truncate", truncate)
 

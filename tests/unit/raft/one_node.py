@@ -6,7 +6,8 @@ from typing import Any
 
 from raftstorage.node.raft.types import Entry, EntryKind, HardState, Message, MessageType, Role
 
-from tests.unit.raft.raft_cluster import Cluster, MemoryLog
+from tests.unit.raft.memory_log import MemoryLog
+from tests.unit.raft.raft_cluster import Cluster
 
 ELECTION = 10  # Config.election_ticks by default; node 1's timeout in the harness
 

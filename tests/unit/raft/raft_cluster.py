@@ -1,32 +1,23 @@
 """A cluster of cores in one thread: memory logs, a bag of messages, writes that end when the test says so.
 
-Everything is deterministic. Raft's guarantees (paper, figure 3) are checked all along: `Violation` if one breaks.
+Everything is deterministic. `raft_checks` looks at Raft's guarantees all along.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from raftstorage.node.raft.core import RaftCore
-from raftstorage.node.raft.types import (
-    Config,
-    Entry,
-    EntryKind,
-    HardState,
-    Message,
-    MessageType,
-    Output,
-    Persist,
-    RandomSource,
-    ReadState,
-    Role,
-)
+from raftstorage.node.raft.membership import Change, Membership
+from raftstorage.node.raft.types import Config, Entry, Message, Output, RandomSource, Role
 
+from tests.unit.raft.memory_log import MemoryLog, Violation
+from tests.unit.raft.raft_checks import Checks
+from tests.unit.raft.raft_node import Before, Node, Snapshot
+from tests.unit.raft.raft_words import show, show_entry, show_membership, show_persist
 
-class Violation(AssertionError):
-    """One of Raft's guarantees was broken."""
+__all__ = ["Cluster", "MemoryLog", "Timeouts", "Violation"]
 
 
 class Timeouts:
@@ -37,70 +28,6 @@ class Timeouts:
 
     def randrange(self, start: int, stop: int) -> int:
         return start + (self.node - 1) % (stop - start)
-
-
-class MemoryLog:
-    """A LogReader with what a disk would hold."""
-
-    def __init__(self, entries: Iterable[Entry] = (), hard_state: HardState | None = None) -> None:
-        self._entries = list(entries)
-        self.hard_state = hard_state or HardState()
-
-    def write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        if hard_state is not None:
-            self.hard_state = hard_state
-        if entries:
-            first = entries[0].index
-            if first > len(self._entries) + 1:
-                raise Violation(f"a write leaves a gap before {first}")
-            self._entries[first - 1 :] = entries
-
-    def first_index(self) -> int:
-        return 1
-
-    def last_index(self) -> int:
-        return len(self._entries)
-
-    def term(self, index: int) -> int:
-        if index == 0:
-            return 0
-        if not 1 <= index <= len(self._entries):
-            raise IndexError(index)
-        return self._entries[index - 1].term
-
-    def matches(self, index: int, term: int) -> bool:
-        return index <= len(self._entries) and self.term(index) == term
-
-    def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        if not 1 <= low < high <= len(self._entries) + 1:
-            raise IndexError((low, high))
-        found: list[Entry] = []
-        size = 0
-        for entry in self._entries[low - 1 : high - 1]:
-            size += len(entry.data)
-            if found and size > max_bytes:
-                break
-            found.append(entry)
-        return found
-
-
-class Node:
-    """A core with its disk. `applied` is what its state machine has seen, kept over a crash."""
-
-    def __init__(self, config: Config, log: MemoryLog, random: RandomSource) -> None:
-        self.config = config
-        self.disk = log
-        self.random = random
-        self.applied: list[Entry] = []
-        self.writes: deque[Persist] = deque()
-        self.reads: list[ReadState] = []
-        self.reads_lost: list[int] = []
-        self.up = True
-        self.core = RaftCore(config, log, log.hard_state, 0, random)
-
-    def log(self) -> list[Entry]:
-        """The whole log, durable or not."""
-        return list(self.core.log.entries(1, self.core.last_index + 1, 1 << 40, 1 << 40))
 
 
 class Cluster:
@@ -118,18 +45,24 @@ class Cluster:
         self.flying: list[Message] = []
         self.cuts: set[tuple[int, int]] = set()
         self.nodes: dict[int, Node] = {}
-        voters, learners = frozenset(voters), frozenset(learners)
-        for node in sorted(voters | learners):
-            config = Config(node, voters, learners, **options)
-            self.nodes[node] = Node(config, (logs or {}).get(node) or MemoryLog(), random(node))
-        # What was seen, for the checks.
-        self.leaders: dict[int, int] = {}  # term -> node
-        self.committed: list[Entry] = []
-        self.committed_in: list[int] = []  # term of who first knew it committed
-        self.asked: dict[int, int] = {}  # read request -> what was committed when it was asked
+        self.checks = Checks(self.nodes)
+        self._random = random
+        self._options = options
+        initial = Membership.initial(voters, learners)
+        for node in sorted(initial.ids):
+            config = Config(node, initial.voters, initial.learners, **options)
+            self.nodes[node] = Node(config, (logs or {}).get(node) or MemoryLog(), random(node), initial)
 
     def __getitem__(self, node: int) -> RaftCore:
         return self.nodes[node].core
+
+    @property
+    def committed(self) -> list[Entry]:
+        return self.checks.committed
+
+    @property
+    def leaders(self) -> dict[int, int]:
+        return self.checks.leaders
 
     # ---- what a test does ----------------------------------------------------------------------------
 
@@ -142,7 +75,7 @@ class Cluster:
         """Ticks a node until it asks for pre-votes."""
         for _ in range(3 * self.nodes[node].config.election_ticks):
             self.tick(node)
-            if self[node].role is not Role.FOLLOWER:
+            if self[node].role not in (Role.FOLLOWER, Role.LEARNER):
                 return
         raise AssertionError(f"node {node} does not campaign")
 
@@ -152,7 +85,7 @@ class Cluster:
         return index
 
     def read(self, node: int, request: int) -> None:
-        self.asked[request] = len(self.committed)
+        self.checks.asked[request] = len(self.committed)
         self[node].read_index(request)
         self.pump(node)
 
@@ -172,24 +105,25 @@ class Cluster:
         it = self.nodes[node]
         for _ in range(min(count, len(it.writes))):
             persist = it.writes.popleft()
-            it.disk.write(persist.hard_state, persist.entries)
+            it.disk.write(persist.hard_state, persist.entries, persist.snapshot)
             self.trace(f"{node} durable #{persist.ticket}")
+            if persist.snapshot is not None:
+                base = persist.snapshot.index
+                it.installing = [each for each in it.installing if each.index > base]
             it.core.persisted(persist.ticket)
-            self._send(persist.then_send)
+            self.checks.after_input(node, it)
+            self._send(node, persist.then_send)
         self.pump(node)
 
     def crash(self, node: int) -> None:
-        """What was not written is gone, and so is what only a core remembers."""
-        self.nodes[node].up = False
-        self.nodes[node].writes.clear()
+        self.nodes[node].crash()
 
     def restart(self, node: int, applied: int | None = None) -> None:
-        """`applied`: how much the state machine remembers; all by default."""
+        """`applied`: how much the state machine remembers; all by default, not less than the log begins behind."""
         it = self.nodes[node]
         if applied is not None:
-            del it.applied[applied:]
-        it.core = RaftCore(it.config, it.disk, it.disk.hard_state, len(it.applied), it.random)
-        it.up = True
+            del it.applied[max(applied, it.disk.base[0]) :]
+        it.start()
         self.pump(node)
 
     def cut(self, a: int, b: int, both: bool = True) -> None:
@@ -245,10 +179,55 @@ class Cluster:
                 return
         raise AssertionError(f"node {node} is {self[node].role}")
 
-    # ---- effects and checks --------------------------------------------------------------------------
+    # ---- members and snapshots -----------------------------------------------------------------------
+
+    def join(self, node: int, log: MemoryLog | None = None) -> None:
+        """A node with an empty directory runs; nobody knows it yet, and it knows nobody."""
+        self.nodes[node] = Node(
+            Config(node, **self._options), log or MemoryLog(), self._random(node), Membership()
+        )
+
+    def change(self, node: int, change: Change) -> int:
+        index = self[node].propose_membership(change)
+        self.pump(node)
+        return index
+
+    def compact(self, node: int, index: int | None = None) -> None:
+        """Cuts what the state machine covers, up to `index` at most."""
+        it = self.nodes[node]
+        if it.installing:
+            return
+        covered = len(it.applied)
+        it.disk.cut(covered if index is None else min(index, covered))
+
+    def download(self, node: int) -> Snapshot | None:
+        """What the node would fetch now from whom it was told to, if that can be reached."""
+        it = self.nodes[node]
+        if it.fetch is None:
+            return None
+        source, it_fetch, it.fetch = self.nodes[it.fetch.from_node], it.fetch, None
+        away = (it_fetch.from_node, node) in self.cuts or not source.up
+        return None if away or len(source.applied) < it_fetch.index else source.snapshot()
+
+    def install(self, node: int, snapshot: Snapshot | None = None) -> bool:
+        """Installs a snapshot, or the one that it was told to fetch. False: there is none, or it is stale."""
+        it, snapshot = self.nodes[node], snapshot or self.download(node)
+        if snapshot is None:
+            return False
+        taken = it.core.install_snapshot(snapshot.index, snapshot.term, snapshot.membership)
+        if taken:
+            self.trace(f"{node} installs {snapshot.index}/{snapshot.term}")
+            before, it.applied = it.applied, list(snapshot.applied)
+            it.installing.append(Before(snapshot.index, before))
+            self.checks.installed(node, it, before)
+        self.pump(node)
+        return taken
+
+    # ---- effects -------------------------------------------------------------------------------------
 
     def pump(self, node: int) -> None:
         it = self.nodes[node]
+        self.checks.after_input(node, it)
         while it.core.has_output():
             output = it.core.take_output()
             if output == Output():
@@ -256,113 +235,35 @@ class Cluster:
             self._take(node, it, output)
         if it.core.take_output() != Output():
             raise Violation("has_output() denied an output")
-        self._check_leader(node, it.core)
+        self.checks.after_input(node, it)
 
     def _take(self, node: int, it: Node, output: Output) -> None:
+        if output.membership is not None:
+            self.trace(f"{node} has members {show_membership(output.membership)}")
         if output.role is not None:
             leader = output.role.leader or "none"
             self.trace(f"{node} is {output.role.role.value} in term {output.role.term}, leader {leader}")
-        self._send(output.send)
+        self._send(node, output.send)
         for persist in output.persist:
             self.trace(f"{node} writes {show_persist(persist)}")
             it.writes.append(persist)
         for entry in output.apply:
             self.trace(f"{node} applies {show_entry(entry)}")
-            self._check_apply(node, it, entry)
+            self.checks.applies(node, it, entry)
         for read in output.reads:
             self.trace(f"{node} may read {read.request} at {read.index}")
-            if read.index < self.asked[read.request]:
-                raise Violation(f"read {read.request} is stale: {read.index} < {self.asked[read.request]}")
+            self.checks.reads(read)
         for request in output.reads_lost:
             self.trace(f"{node} lost read {request}")
+        if output.fetch is not None:
+            self.trace(f"{node} needs {output.fetch.index}/{output.fetch.term} from {output.fetch.from_node}")
+            it.fetch = output.fetch
         it.reads += output.reads
         it.reads_lost += output.reads_lost
 
-    def _send(self, messages: Iterable[Message]) -> None:
+    def _send(self, node: int, messages: Iterable[Message]) -> None:
+        """To a node that does not run, and never did: into nothing."""
         for message in messages:
-            if message.entries:
-                assert len(message.entries) <= self.nodes[message.from_node].config.max_message_entries
-            self.flying.append(message)
-
-    def _check_apply(self, node: int, it: Node, entry: Entry) -> None:
-        if entry.index != len(it.applied) + 1:
-            raise Violation(f"node {node} applies {entry.index} after {len(it.applied)}")
-        if it.disk.last_index() < entry.index or it.disk.term(entry.index) != entry.term:
-            raise Violation(f"node {node} applies {entry.index}, which is not on its disk")
-        it.applied.append(entry)
-        if entry.index <= len(self.committed):
-            if self.committed[entry.index - 1] != entry:
-                raise Violation(f"state machine safety: two entries at {entry.index}")
-        else:
-            self.committed.append(entry)
-            self.committed_in.append(it.core.term)
-            holders = [
-                other
-                for other in self.nodes.values()
-                if other.config.node_id in it.config.voters
-                and other.disk.last_index() >= entry.index
-                and other.disk.term(entry.index) == entry.term
-            ]
-            if 2 * len(holders) <= len(it.config.voters):
-                raise Violation(f"entry {entry.index} is applied but on {len(holders)} disks only")
-
-    def _check_leader(self, node: int, core: RaftCore) -> None:
-        if core.role is not Role.LEADER:
-            return
-        known = self.leaders.setdefault(core.term, node)
-        if known != node:
-            raise Violation(f"election safety: {known} and {node} lead in term {core.term}")
-        for entry, term in zip(self.committed, self.committed_in, strict=True):
-            if term < core.term and not core.log.matches(entry.index, entry.term):
-                raise Violation(f"leader completeness: {node} lacks {entry.index} in term {core.term}")
-
-    def check_logs(self) -> None:
-        """Log matching: equal index and term means equal logs up to there."""
-        logs = [it.log() for it in self.nodes.values() if it.up]
-        for position, one in enumerate(logs):
-            for other in logs[position + 1 :]:
-                agree = False
-                for a, b in zip(reversed(one[: len(other)]), reversed(other[: len(one)]), strict=True):
-                    agree = agree or a.term == b.term
-                    if agree and a != b:
-                        raise Violation(f"log matching: {a} and {b} under a common entry")
-
-
-# ---- words -------------------------------------------------------------------------------------------
-
-
-def show_entry(entry: Entry) -> str:
-    data = {EntryKind.NOOP: "noop", EntryKind.MEMBERSHIP: "members"}.get(entry.kind) or entry.data.decode()
-    return f"{entry.index}/{entry.term}:{data}"
-
-
-def show_persist(persist: Persist) -> str:
-    parts = [f"#{persist.ticket}"]
-    if persist.hard_state is not None:
-        parts.append(f"term {persist.hard_state.term} vote {persist.hard_state.vote or 'none'}")
-    if persist.entries:
-        parts.append("[" + " ".join(map(show_entry, persist.entries)) + "]")
-    if persist.then_send:
-        parts.append("then " + ", ".join(f"{m.type.name} to {m.to_node}" for m in persist.then_send))
-    return " ".join(parts)
-
-
-def show(message: Message) -> str:
-    parts = [f"{message.from_node}->{message.to_node} {message.type.name} t{message.term}"]
-    if message.type in (MessageType.APPEND, MessageType.VOTE, MessageType.PRE_VOTE):
-        parts.append(f"after {message.log_index}/{message.log_term}")
-    if message.entries:
-        parts.append("[" + " ".join(map(show_entry, message.entries)) + "]")
-    if message.type in (MessageType.APPEND, MessageType.HEARTBEAT):
-        parts.append(f"commit {message.commit}")
-    if message.reject:
-        parts.append("refused")
-    if message.type in (MessageType.APPEND_REPLY, MessageType.READ_INDEX_REPLY):
-        parts.append(f"at {message.log_index}")
-    if message.type is MessageType.APPEND_REPLY and message.reject:
-        parts.append(f"hint {message.hint_index}/{message.hint_term}")
-    if message.context and message.type is not MessageType.APPEND:
-        parts.append(f"for {message.context}")
-    if message.transfer:
-        parts.append("by order")
-    return " ".join(parts)
+            self.checks.sends(self.nodes[node], message)
+            if message.to_node in self.nodes:
+                self.flying.append(message)

@@ -24,7 +24,10 @@ from typing import Any
 
 from raftstorage.node.raft.types import Entry, EntryKind, HardState, Message, NotLeader
 
-from tests.unit.raft.raft_cluster import Cluster, MemoryLog, Node, show, show_entry
+from tests.unit.raft.memory_log import MemoryLog
+from tests.unit.raft.raft_cluster import Cluster
+from tests.unit.raft.raft_node import Node
+from tests.unit.raft.raft_words import show, show_entry
 
 SHORT = {"election": "election_ticks", "batch": "max_message_entries", "window": "max_inflight_messages"}
 ALL = 1 << 30
@@ -101,7 +104,7 @@ class Player:
         self._new_cluster(arguments) if name == "cluster" else self._run(name, arguments)
         if left := arguments.words + [f"{name}={value}" for name, value in arguments.options.items()]:
             raise ScriptError(f"not understood: {' '.join(left)}")
-        self.cluster.check_logs()
+        self.cluster.checks.logs()
         if command.startswith("quiet "):
             del self.printed[before:]
 

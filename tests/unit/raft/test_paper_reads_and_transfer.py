@@ -157,7 +157,7 @@ def test_reads_that_come_together_share_one_round() -> None:
     """Thesis 6.4: the cost of a round is spread over many reads."""
     cluster = led()
     for request in (7, 8, 9):
-        cluster.asked[request] = len(cluster.committed)
+        cluster.checks.asked[request] = len(cluster.committed)
         cluster[1].read_index(request)
     cluster.pump(1)
     assert [message.to_node for message in cluster.flying] == [2, 3]

@@ -186,7 +186,7 @@ def test_a_leader_makes_the_log_of_each_follower_of_figure_7_its_own(follower: s
     assert terms_of(cluster.nodes[2].disk) == [*LEADER_OF_FIGURE_7, 8]
     assert cluster.nodes[2].applied == cluster.nodes[1].applied == cluster.nodes[1].log()
     assert len(refused) <= 1, "one is enough in each of these"
-    cluster.check_logs()
+    cluster.checks.logs()
 
 
 # ---- commitment (5.3, 5.4) -------------------------------------------------------------------------------
