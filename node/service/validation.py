@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
+from raftstorage.proto import PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
 #: Longest user, description and extension.
@@ -22,7 +23,12 @@ _HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named."""
+    """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named.
+
+    Of large transactions that come in parts, before their vote or commit: `session_part_bytes` (0: twice the
+    largest one) for each session, `part_bytes` (0: four times) for all. `held_bytes` (0: four times): of all that
+    is voted for, waits or is proposed.
+    """
 
     max_record_bytes: int = 64 << 20
     max_transaction_bytes: int = 256 << 20
@@ -30,6 +36,9 @@ class SessionLimits:
     queue_items: int = 100_000
     queue_bytes: int = 64 << 20
     waiting_votes: int = 10_000
+    session_part_bytes: int = 0
+    part_bytes: int = 0
+    held_bytes: int = 0
 
 
 def invalid(message: str, oid: bytes = b"") -> pb.Failure:
@@ -66,6 +75,8 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             return _identity(request.finish.transaction_id)
         case "abort":
             return _identity(request.abort.transaction_id)
+        case "part":
+            return _identity(request.part.transaction_id)
         case "hello":
             return invalid("a Hello is the first request of a stream and no other")
         case "read_barrier" | "size":
@@ -97,6 +108,19 @@ def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb
     except DecodeError:
         return invalid("the transaction is not a serialized Transaction")
     return _check_transaction(transaction, limits) or transaction
+
+
+def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
+    """The Transaction in a Part's `body`, or why it is refused, whatever the others hold."""
+    parsed = parse_transaction(body, limits)
+    if isinstance(parsed, pb.Failure):
+        return parsed
+    objects = len(parsed.records) + len(parsed.checks)
+    if parsed.user or parsed.description or parsed.extension or parsed.status or not objects:
+        return invalid("a part must hold records or checks, and nothing else")
+    if objects > PART_OBJECTS or (len(body) > PART_BYTES and objects > 1):
+        return invalid(f"a part of {objects} objects in {len(body)} bytes: it holds more than it may")
+    return parsed
 
 
 def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:
