@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.failures import busy, failure
+from raftstorage.proto import PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
 #: Memory that a record or a check takes beside its data: two keys in dictionaries, about.
@@ -26,13 +27,29 @@ Parsed = pb.Transaction | pb.Failure
 class Parts:
     """What has come of one transaction: the log's entries, and which objects it writes and checks at which serial.
 
-    `tid`: given by a restore, else empty. `size`: bytes as they came; `weight`: bytes of memory, about.
+    A record's data may come in several parts, up to `max_record_bytes`. `tid`: given by a restore, else empty.
+    `size`: bytes as they came; `weight`: bytes of memory, about.
     """
 
-    __slots__ = ("_commands", "_first", "checked", "identity", "size", "tid", "weight", "written")
+    __slots__ = (
+        "_commands",
+        "_first",
+        "_going_on",
+        "_going_on_size",
+        "_max_record_bytes",
+        "checked",
+        "identity",
+        "size",
+        "tid",
+        "weight",
+        "written",
+    )
 
-    def __init__(self, identity: bytes) -> None:
+    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
         self.identity = identity
+        self._max_record_bytes = max_record_bytes
+        self._going_on = b""  # oid of the record whose data the next part goes on with
+        self._going_on_size = 0
         self.tid = b""
         self.written: dict[bytes, bytes] = {}
         self.checked: dict[bytes, bytes] = {}
@@ -47,7 +64,7 @@ class Parts:
     def add(self, transaction: pb.Transaction, body: bytes) -> pb.Failure | None:
         """The next part: `transaction` is `body` parsed. A failure when it does not go with those before."""
         number = len(self._commands)
-        problem = self.merge(transaction, len(body))
+        problem = self._merge(transaction, len(body))
         if problem is None and number == 0:
             self._first = body
             self._commands.append(b"")
@@ -55,16 +72,33 @@ class Parts:
             self._commands.append(fragment_command(self.identity, number, body))
         return problem
 
-    def merge(self, transaction: pb.Transaction, size: int) -> pb.Failure | None:
-        """Takes over which objects `transaction` (a part, or the rest, of `size` bytes) names."""
+    def complete(self, rest: pb.Transaction, size: int) -> pb.Failure | None:
+        """What came with the Vote or Commit, in `size` bytes. A failure as `add`'s."""
+        if self._going_on:
+            return failure(pb.INVALID, "the last part's record is not complete", self._going_on)
+        if len(rest.records) + len(rest.checks) > PART_OBJECTS:
+            return failure(pb.INVALID, f"more than {PART_OBJECTS} objects beside the parts")
+        return self._merge(rest, size)
+
+    def _merge(self, transaction: pb.Transaction, size: int) -> pb.Failure | None:
+        """Takes over which objects it names."""
         if self._commands and transaction.tid != self.tid:
             return failure(pb.INVALID, "the parts of one transaction must have one tid")
         self.tid = transaction.tid
         written, checked = self.written, self.checked
+        if self._going_on and not transaction.records:
+            return failure(pb.INVALID, "the record before goes on, but not here", self._going_on)
         for record in transaction.records:
+            if self._going_on:
+                problem = self._go_on(record)
+                if problem is not None:
+                    return problem
+                continue
             if record.oid in written:
                 return failure(pb.INVALID, "an oid is stored twice", record.oid)
             written[record.oid] = record.base_serial or Z64
+            if record.more:
+                self._going_on, self._going_on_size = record.oid, len(record.data)
         for check in transaction.checks:
             if check.oid in checked:
                 return failure(pb.INVALID, "an oid is checked twice", check.oid)
@@ -73,6 +107,20 @@ class Parts:
             return failure(pb.INVALID, f"more than {MOST_CHECKS} checks")
         self.size += size
         self.weight += size + OBJECT_BYTES * (len(transaction.records) + len(transaction.checks))
+        return None
+
+    def _go_on(self, record: pb.NewRecord) -> pb.Failure | None:
+        """More data of the record that the part before ended with."""
+        oid, most = self._going_on, self._max_record_bytes
+        if record.oid != oid or record.base_serial or record.no_data or record.data_tid:
+            return failure(pb.INVALID, "what goes on must have the oid and more data, and nothing else", oid)
+        self._going_on_size += len(record.data)
+        if self._going_on_size > most:
+            return failure(
+                pb.TOO_LARGE, f"the record has {self._going_on_size} bytes or more; {most} are allowed", oid
+            )
+        if not record.more:
+            self._going_on = b""
         return None
 
     def commands(self, tid: bytes) -> list[bytes]:
@@ -103,9 +151,10 @@ def _varint(number: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PartLimits:
-    """Bytes of one transaction, of all that one session gathers (as they came), and of all that is gathered here
-    (memory). `seconds`: for the next part, or the Vote or Commit, to come."""
+    """Bytes of one record, of one transaction, of all that one session gathers (as they came), and of all that is
+    gathered here (memory). `seconds`: for the next part, or the Vote or Commit, to come."""
 
+    record_bytes: int
     transaction_bytes: int
     session_bytes: int
     bytes: int
@@ -115,8 +164,8 @@ class PartLimits:
 class _Gathering:
     __slots__ = ("deadline", "parts", "refused")
 
-    def __init__(self, identity: bytes) -> None:
-        self.parts = Parts(identity)
+    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
+        self.parts = Parts(identity, max_record_bytes)
         self.refused: pb.Failure | None = None  # and why; the parts are dropped
         self.deadline = 0.0
 
@@ -237,7 +286,7 @@ class PartGatherer:
             if over is None:
                 return busy(f"{MOST_GATHERINGS} transactions of this session are coming in parts already")
             del mine[over]
-        mine[identity] = _Gathering(identity)
+        mine[identity] = _Gathering(identity, self._limits.record_bytes)
         return None
 
     def _full(self, owner: object, parts: Parts, size: int) -> pb.Failure | None:
@@ -258,6 +307,6 @@ class PartGatherer:
 
     def _refuse(self, gathering: _Gathering, why: pb.Failure) -> pb.Failure:
         self.weight -= gathering.parts.weight
-        gathering.parts = Parts(gathering.parts.identity)
+        gathering.parts = Parts(gathering.parts.identity, 0)
         gathering.refused = why
         return why

@@ -166,7 +166,7 @@ class Coordinator:
             if not _examination(work).done:
                 del self._examined[work]
                 self._examined[work] = None
-                if _examination(work).step() and self._preparing.take(work.identity) is not None:
+                if _examination(work).step() and self._preparing.pop(work.identity) is not None:
                     self._resume(work, now)
                 return
 
@@ -302,7 +302,7 @@ class Coordinator:
         """Looks again at all that wait for released `oids`, each oid's in its order."""
         for oid in oids:
             for work in self._reservations.blocked.pop(oid, ()):
-                del self._waiting[work.identity]
+                self._waiting.pop(work.identity)
                 self._resume(work, now)
 
     def _send(self, work: Work, reply: Reply) -> bool:
@@ -321,7 +321,7 @@ class Coordinator:
             reply(not_leader())
             return False
         self._last_assigned = max(self._last_assigned, tid)
-        self._voted.take(work.identity)
+        self._voted.pop(work.identity)
         work.body = b""  # the log has it
         if parts is not None:
             parts.forget_data()
@@ -351,16 +351,16 @@ class Coordinator:
 
     def _drop(self, identity: bytes, answer: bool = True) -> list[bytes]:
         """Forgets a vote or what waits; returns the oids whose waiters can be looked at again."""
-        voted = self._voted.take(identity)
+        voted = self._voted.pop(identity)
         if voted is not None:
             return self._reservations.release(voted)
-        work = self._waiting.take(identity)
+        work = self._waiting.pop(identity)
         freed = []
         if work is not None:
             self._reservations.leave(work)
             freed.append(work.blocked_on)
         else:
-            work = self._preparing.take(identity)
+            work = self._preparing.pop(identity)
         if work is not None:
             self._examined.pop(work, None)
             if answer:

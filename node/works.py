@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from raftstorage.node.examination import Examination
 from raftstorage.node.oids import Reply
@@ -93,7 +94,7 @@ class Work:
 
 
 class Works(dict[bytes, Work]):
-    """Works by transaction id, in order; `weight` is that of all together."""
+    """Works by transaction id, in order; `weight`: of all together. It changes by the methods below only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,14 +104,12 @@ class Works(dict[bytes, Work]):
         super().__setitem__(identity, work)
         self.weight += work.weight
 
-    def __delitem__(self, identity: bytes) -> None:
-        self.take(identity)
-
-    def take(self, identity: bytes) -> Work | None:
-        """Removes and returns it, if it is there."""
+    def pop(self, identity: bytes, default: Any = None, /) -> Any:
+        """What is there, or `default`."""
         work = super().pop(identity, None)
-        if work is not None:
-            self.weight -= work.weight
+        if work is None:
+            return default
+        self.weight -= work.weight
         return work
 
     def clear(self) -> None:

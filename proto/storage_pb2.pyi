@@ -371,18 +371,20 @@ class Transaction(_message.Message):
     def __init__(self, user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[NewRecord, _Mapping]]] = ..., checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., tid: _Optional[bytes] = ..., status: _Optional[bytes] = ...) -> None: ...
 
 class NewRecord(_message.Message):
-    __slots__ = ("oid", "base_serial", "data", "no_data", "data_tid")
+    __slots__ = ("oid", "base_serial", "data", "no_data", "data_tid", "more")
     OID_FIELD_NUMBER: _ClassVar[int]
     BASE_SERIAL_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NO_DATA_FIELD_NUMBER: _ClassVar[int]
     DATA_TID_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     oid: bytes
     base_serial: bytes
     data: bytes
     no_data: bool
     data_tid: bytes
-    def __init__(self, oid: _Optional[bytes] = ..., base_serial: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ...) -> None: ...
+    more: bool
+    def __init__(self, oid: _Optional[bytes] = ..., base_serial: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Check(_message.Message):
     __slots__ = ("oid", "serial")

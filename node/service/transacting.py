@@ -44,6 +44,7 @@ class Transacting:
         largest = limits.max_transaction_bytes
         self._gatherer = PartGatherer(
             PartLimits(
+                record_bytes=limits.max_record_bytes,
                 transaction_bytes=largest,
                 session_bytes=limits.session_part_bytes or 2 * largest,
                 bytes=limits.part_bytes or 4 * largest,
@@ -85,7 +86,7 @@ class Transacting:
         most = self._limits.max_transaction_bytes
         if parts.size + size > most:
             return failure(pb.TOO_LARGE, f"the transaction has {parts.size + size} bytes; {most} are allowed")
-        return parts.merge(rest, size)
+        return parts.complete(rest, size)
 
     def aborted(self, session: object, identity: bytes) -> None:
         self._gatherer.drop(session, identity)

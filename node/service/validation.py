@@ -107,20 +107,25 @@ def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb
         transaction = pb.Transaction.FromString(body)
     except DecodeError:
         return invalid("the transaction is not a serialized Transaction")
+    if any(record.more for record in transaction.records):
+        return invalid("only a part's last record may go on in the next one")
     return _check_transaction(transaction, limits) or transaction
 
 
 def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
     """The Transaction in a Part's `body`, or why it is refused, whatever the others hold."""
-    parsed = parse_transaction(body, limits)
-    if isinstance(parsed, pb.Failure):
-        return parsed
+    try:
+        parsed = pb.Transaction.FromString(body)
+    except DecodeError:
+        return invalid("the part is not a serialized Transaction")
     objects = len(parsed.records) + len(parsed.checks)
     if parsed.user or parsed.description or parsed.extension or parsed.status or not objects:
         return invalid("a part must hold records or checks, and nothing else")
     if objects > PART_OBJECTS or (len(body) > PART_BYTES and objects > 1):
         return invalid(f"a part of {objects} objects in {len(body)} bytes: it holds more than it may")
-    return parsed
+    if any(record.more for record in parsed.records[:-1]):
+        return invalid("only a part's last record may go on in the next one")
+    return _check_transaction(parsed, limits) or parsed
 
 
 def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:

@@ -23,6 +23,25 @@ def tid_of(number: int) -> bytes:
     return number.to_bytes(8)
 
 
+def joined(bodies: list[bytes]) -> bytes:
+    """The Transaction that came in `bodies`, in one."""
+    whole = pb.Transaction()
+    goes_on = False
+    for transaction in map(pb.Transaction.FromString, bodies):
+        for record in transaction.records:
+            if goes_on:
+                assert record.oid == whole.records[-1].oid and not record.base_serial
+                whole.records[-1].data += record.data
+            else:
+                whole.records.add().CopyFrom(record)
+            goes_on = record.more
+            whole.records[-1].more = False
+        del transaction.records[:]
+        whole.MergeFrom(transaction)
+    assert not goes_on
+    return whole.SerializeToString()
+
+
 class Node(StorageServicer):
     """One replica. It answers as the whole cluster's state says, but for the faults asked for."""
 
@@ -41,6 +60,7 @@ class Node(StorageServicer):
         self.on_loss: Callable[[], object] = lambda: None
         self.lose_request: str = ""  # end the stream without doing it
         self.version = 1
+        self.parts: dict[tuple[object, bytes], list[bytes]] = {}  # by stream and transaction id
 
     async def start(self, port: int = 0) -> None:
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -84,7 +104,7 @@ class Node(StorageServicer):
                 if kind == "hello":
                     self._welcome(request, queue)
                     continue
-                event = self.cluster.answer(self, kind, request)
+                event = self._gathered(request, queue) or self.cluster.answer(self, kind, request)
                 if kind == self.lose_answer_of:
                     self.lose_answer_of = ""
                     self.on_loss()
@@ -93,6 +113,26 @@ class Node(StorageServicer):
                 if event is not None:
                     event.id = request.id
                     queue.put_nowait(event)
+
+    def _gathered(self, request: pb.Request, stream: object) -> pb.Event | None:
+        """Puts a large transaction together; a failure when its parts are not what they must be."""
+        kind = request.WhichOneof("call")
+        if kind not in ("part", "vote", "commit"):
+            return None
+        call = getattr(request, kind)
+        parts = self.parts.setdefault((stream, call.transaction_id), [])
+        if kind == "part":
+            if call.number == 0:
+                parts.clear()
+            if call.number != len(parts):
+                return pb.Event(failure=pb.Failure(reason=pb.INVALID, message="out of order"))
+            parts.append(call.transaction)
+        elif call.parts:
+            if call.parts != len(parts):
+                return pb.Event(failure=pb.Failure(reason=pb.INVALID, message="parts are missing"))
+            call.transaction = joined([*parts, call.transaction])
+            parts.clear()
+        return None
 
     def _welcome(self, request: pb.Request, queue: asyncio.Queue[pb.Event | None]) -> None:
         cluster = self.cluster
@@ -106,9 +146,10 @@ class Node(StorageServicer):
             node_id=self.node_id,
             last_tid=cluster.last,
             leader=cluster.leader_message(),
-            max_record_bytes=1000,
-            max_transaction_bytes=5000,
+            max_record_bytes=cluster.max_record_bytes,
+            max_transaction_bytes=cluster.max_transaction_bytes,
             lease_ms=1000,
+            level=cluster.level,
         )
         queue.put_nowait(pb.Event(id=request.id, welcome=welcome))
         after = request.hello.after_tid
@@ -143,6 +184,9 @@ class FakeCluster:
         self.next_oid = 1
         self.term = 1
         self.leader = 1
+        self.level = 1
+        self.max_record_bytes = 1000
+        self.max_transaction_bytes = 5000
         self.nodes = {i: Node(self, i) for i in range(1, nodes + 1)}
         self.fail_next: dict[str, list[int]] = defaultdict(list)
         self.call_loop([node.start() for node in self.nodes.values()])
@@ -245,9 +289,9 @@ class FakeCluster:
     def answer(self, node: Node, kind: str, request: pb.Request) -> pb.Event | None:
         if self.fail_next[kind]:
             return pb.Event(failure=pb.Failure(reason=self.fail_next[kind].pop(0), leader=self.leader_message()))
-        if kind in ("vote", "finish", "commit", "allocate_oids") and node.node_id != self.leader:
+        if kind in ("part", "vote", "finish", "commit", "allocate_oids") and node.node_id != self.leader:
             return pb.Event(failure=pb.Failure(reason=pb.NOT_LEADER, leader=self.leader_message()))
-        event: pb.Event = getattr(self, f"_{kind}")(node, getattr(request, kind))
+        event: pb.Event | None = getattr(self, f"_{kind}")(node, getattr(request, kind))
         return event
 
     def _load_before(self, node: Node, call: pb.LoadBefore) -> pb.Event:
@@ -292,6 +336,9 @@ class FakeCluster:
                 return pb.Event(failure=conflicts[0])
             tid = self._apply(transaction, call.transaction_id, transaction.tid or self._next_tid())
         return pb.Event(committed=pb.Committed(tid=tid))
+
+    def _part(self, node: Node, call: pb.Part) -> None:
+        return None
 
     def _abort(self, node: Node, call: pb.Abort) -> pb.Event:
         self.votes.pop(call.transaction_id, None)

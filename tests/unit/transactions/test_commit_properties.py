@@ -375,10 +375,13 @@ class CommitMachine(RuleBasedStateMachine):
             holders = {*state._voted, *state._flying}
             assert set(state._reservations.writers.values()) <= holders
             assert {identity for each in state._reservations.readers.values() for identity in each} <= holders
-            assert all(oid in state._reservations.writers or oid in state._reservations.readers for oid in state._reservations.blocked), (
-                "nobody is waited for"
+            assert all(
+                oid in state._reservations.writers or oid in state._reservations.readers
+                for oid in state._reservations.blocked
+            ), "nobody is waited for"
+            assert {work.identity for line in state._reservations.blocked.values() for work in line} == set(
+                state._waiting
             )
-            assert {work.identity for line in state._reservations.blocked.values() for work in line} == set(state._waiting)
             assert not state._voted.keys() & state._waiting.keys()
             assert {flight.work.identity for flight in state._flights.values()} == set(state._flying)
 
