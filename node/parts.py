@@ -27,8 +27,8 @@ Parsed = pb.Transaction | pb.Failure
 class Parts:
     """What has come of one transaction: the log's entries, and which objects it writes and checks at which serial.
 
-    A record's data may come in several parts, up to `max_record_bytes`. `tid`: given by a restore, else empty.
-    `size`: bytes as they came; `weight`: bytes of memory, about.
+    A record's data may come in several parts, up to `max_record_bytes`. `size`: bytes as they came; `weight`:
+    bytes of memory, about.
     """
 
     __slots__ = (
@@ -37,10 +37,10 @@ class Parts:
         "_going_on",
         "_going_on_size",
         "_max_record_bytes",
+        "_restored",
         "checked",
         "identity",
         "size",
-        "tid",
         "weight",
         "written",
     )
@@ -50,7 +50,7 @@ class Parts:
         self._max_record_bytes = max_record_bytes
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
-        self.tid = b""
+        self._restored = b""  # oid of a record that only a restore may have
         self.written: dict[bytes, bytes] = {}
         self.checked: dict[bytes, bytes] = {}
         self.size = 0
@@ -78,13 +78,12 @@ class Parts:
             return failure(pb.INVALID, "the last part's record is not complete", self._going_on)
         if len(rest.records) + len(rest.checks) > PART_OBJECTS:
             return failure(pb.INVALID, f"more than {PART_OBJECTS} objects beside the parts")
+        if self._restored and not rest.tid:
+            return failure(pb.INVALID, "no_data is for restoring", self._restored)
         return self._merge(rest, size)
 
     def _merge(self, transaction: pb.Transaction, size: int) -> pb.Failure | None:
         """Takes over which objects it names."""
-        if self._commands and transaction.tid != self.tid:
-            return failure(pb.INVALID, "the parts of one transaction must have one tid")
-        self.tid = transaction.tid
         written, checked = self.written, self.checked
         if self._going_on and not transaction.records:
             return failure(pb.INVALID, "the record before goes on, but not here", self._going_on)
@@ -97,6 +96,8 @@ class Parts:
             if record.oid in written:
                 return failure(pb.INVALID, "an oid is stored twice", record.oid)
             written[record.oid] = record.base_serial or Z64
+            if record.no_data:
+                self._restored = record.oid
             if record.more:
                 self._going_on, self._going_on_size = record.oid, len(record.data)
         for check in transaction.checks:

@@ -11,10 +11,8 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: A record or a check beside its data in a serialized Transaction, at most.
 HEAD_BYTES = 48
-#: A part beside what is in it: the given tid.
-_TID_BYTES = 10
 #: Of a record's data in one part, when it takes several.
-_CHUNK_BYTES = PART_BYTES - HEAD_BYTES - _TID_BYTES
+_CHUNK_BYTES = PART_BYTES - HEAD_BYTES
 
 
 class Record(NamedTuple):
@@ -62,8 +60,7 @@ class Parts(Sequence[bytes]):
     """Serialized Transactions with some of the records and checks each; made anew whenever one is asked for, so
     that the records are in memory once. `sizes`: in bytes, at most."""
 
-    def __init__(self, tid: bytes, pieces: Sequence[_Piece], sizes: Sequence[int]) -> None:
-        self._tid = tid
+    def __init__(self, pieces: Sequence[_Piece], sizes: Sequence[int]) -> None:
         self._pieces = pieces
         self.sizes = sizes
 
@@ -76,8 +73,8 @@ class Parts(Sequence[bytes]):
     def __getitem__(self, number: slice) -> Sequence[bytes]: ...
     def __getitem__(self, number: int | slice) -> bytes | Sequence[bytes]:
         if isinstance(number, slice):
-            return Parts(self._tid, self._pieces[number], self.sizes[number])
-        transaction = pb.Transaction(tid=self._tid)
+            return Parts(self._pieces[number], self.sizes[number])
+        transaction = pb.Transaction()
         self._pieces[number].add_to(transaction)
         return transaction.SerializeToString()
 
@@ -85,7 +82,7 @@ class Parts(Sequence[bytes]):
         return (self[number] for number in range(len(self)))
 
 
-NO_PARTS = Parts(b"", (), ())
+NO_PARTS = Parts((), ())
 
 
 class LargeBody(NamedTuple):
@@ -114,7 +111,7 @@ def make_body(
         size = head.ByteSize() + sum(len(record.data) for record in records.values())
         if size + HEAD_BYTES * (len(records) + len(checks)) > PART_BYTES:
             pieces, sizes = _split(list(records.values()), checks)
-            return LargeBody(head.SerializeToString(), Parts(head.tid, pieces, sizes), size)
+            return LargeBody(head.SerializeToString(), Parts(pieces, sizes), size)
     for record in records.values():
         record.add_to(head)
     for oid, serial in checks.items():
@@ -132,23 +129,23 @@ def _split(records: Sequence[Record], checks: Mapping[bytes, bytes]) -> tuple[li
         sizes.append(size)
 
     begin = 0
-    size = _TID_BYTES
+    size = 0
     for position, record in enumerate(records):
         weight = len(record.data) + HEAD_BYTES
         if position > begin and (size + weight > PART_BYTES or position - begin == PART_OBJECTS):
             put(_Piece(records[begin:position]), size)
-            begin, size = position, _TID_BYTES
+            begin, size = position, 0
         size += weight
         if size > PART_BYTES:  # it begins a part, and is too large for it
             for start in range(0, len(record.data), _CHUNK_BYTES):
                 end = min(len(record.data), start + _CHUNK_BYTES)
-                put(_Piece([record], begin=start, end=end), end - start + HEAD_BYTES + _TID_BYTES)
-            begin, size = position + 1, _TID_BYTES
+                put(_Piece([record], begin=start, end=end), end - start + HEAD_BYTES)
+            begin, size = position + 1, 0
     if begin < len(records):
         put(_Piece(records[begin:]), size)
     left = iter(checks.items())
     while some := list(islice(left, PART_OBJECTS)):
-        put(_Piece(checks=some), HEAD_BYTES * len(some) + _TID_BYTES)
+        put(_Piece(checks=some), HEAD_BYTES * len(some))
     return pieces, sizes
 
 

@@ -119,16 +119,18 @@ def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failur
     except DecodeError:
         return invalid("the part is not a serialized Transaction")
     objects = len(parsed.records) + len(parsed.checks)
-    if parsed.user or parsed.description or parsed.extension or parsed.status or not objects:
+    if any(field.name not in ("records", "checks") for field, _ in parsed.ListFields()) or not objects:
         return invalid("a part must hold records or checks, and nothing else")
     if objects > PART_OBJECTS or (len(body) > PART_BYTES and objects > 1):
         return invalid(f"a part of {objects} objects in {len(body)} bytes: it holds more than it may")
     if any(record.more for record in parsed.records[:-1]):
         return invalid("only a part's last record may go on in the next one")
-    return _check_transaction(parsed, limits) or parsed
+    return _check_transaction(parsed, limits, part=True) or parsed
 
 
-def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:
+def _check_transaction(
+    transaction: pb.Transaction, limits: SessionLimits, part: bool = False
+) -> pb.Failure | None:
     for name in ("user", "description", "extension"):
         if len(getattr(transaction, name)) > TEXT_BYTES:
             return invalid(f"{name} is longer than {TEXT_BYTES} bytes")
@@ -136,8 +138,7 @@ def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb
         return invalid("status is longer than one byte")
     if len(transaction.checks) > MAX_CHECKS:
         return invalid(f"more than {MAX_CHECKS} checks")
-    restoring = bool(transaction.tid)
-    if restoring and (len(transaction.tid) != 8 or not any(transaction.tid)):
+    if transaction.tid and (len(transaction.tid) != 8 or not any(transaction.tid)):
         return invalid("a given tid must have 8 bytes, not all zero")
     if transaction.tid > LAST_GIVEN:
         return invalid("a given tid must not be after the year 2999")
@@ -152,7 +153,8 @@ def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb
             return failure(pb.TOO_LARGE, message, oid)
         if oid in seen:
             return invalid("an oid is stored twice", oid)
-        if record.no_data and (not restoring or record.data):
+        restoring = part or transaction.tid  # of a part: shows in the rest
+        if record.no_data and (not restoring or record.data or record.more):
             return invalid("no_data is for restoring, and comes without data", oid)
         seen.add(oid)
     seen.clear()

@@ -15,31 +15,14 @@ from raftstorage.client.cluster.loop import run_in_loop, shared_loop
 from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto.storage_pb2_grpc import StorageServicer, add_StorageServicer_to_server
 
+from tests.unit.pieces import put_together
+
 Z64 = b"\0" * 8
 CLUSTER_ID = "ab" * 16
 
 
 def tid_of(number: int) -> bytes:
     return number.to_bytes(8)
-
-
-def joined(bodies: list[bytes]) -> bytes:
-    """The Transaction that came in `bodies`, in one."""
-    whole = pb.Transaction()
-    goes_on = False
-    for transaction in map(pb.Transaction.FromString, bodies):
-        for record in transaction.records:
-            if goes_on:
-                assert record.oid == whole.records[-1].oid and not record.base_serial
-                whole.records[-1].data += record.data
-            else:
-                whole.records.add().CopyFrom(record)
-            goes_on = record.more
-            whole.records[-1].more = False
-        del transaction.records[:]
-        whole.MergeFrom(transaction)
-    assert not goes_on
-    return whole.SerializeToString()
 
 
 class Node(StorageServicer):
@@ -130,7 +113,7 @@ class Node(StorageServicer):
         elif call.parts:
             if call.parts != len(parts):
                 return pb.Event(failure=pb.Failure(reason=pb.INVALID, message="parts are missing"))
-            call.transaction = joined([*parts, call.transaction])
+            call.transaction = put_together([*parts, call.transaction])
             parts.clear()
         return None
 
