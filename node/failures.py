@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from raftstorage.node.engine.api import Conflict, Engine
 from raftstorage.proto import storage_pb2 as pb
 
@@ -28,6 +30,10 @@ CODES: dict[int, int] = {
 }
 
 
+#: Records that a vote's conflicts bring along when the transaction is a large one, in bytes.
+CONFLICT_BYTES = 4 << 20
+
+
 def failure(reason: pb.Reason, message: str, oid: bytes = b"") -> pb.Failure:
     return pb.Failure(code=CODES[reason], reason=reason, message=message, oid=oid)
 
@@ -35,6 +41,13 @@ def failure(reason: pb.Reason, message: str, oid: bytes = b"") -> pb.Failure:
 def failed(reason: pb.Reason, message: str, oid: bytes = b"") -> pb.Event:
     """An Event (without id) that carries a failure."""
     return pb.Event(failure=failure(reason, message, oid))
+
+
+def busy(message: str, oid: bytes = b"", *, retry_after_ms: int = 100) -> pb.Failure:
+    """Too much is held already; the client is told when to ask again."""
+    answer = failure(pb.BUSY, message, oid)
+    answer.retry_after_ms = retry_after_ms
+    return answer
 
 
 def conflict_failure(conflict: Conflict, engine: Engine) -> pb.Failure:
@@ -49,6 +62,20 @@ def conflict_failure(conflict: Conflict, engine: Engine) -> pb.Failure:
         except KeyError:
             answer.data = b""  # it was deleted, or never existed: there is nothing to resolve with
     return answer
+
+
+def conflict_failures(conflicts: Iterable[Conflict], engine: Engine, max_bytes: int) -> list[pb.Failure]:
+    """All, for a client to resolve; with `max_bytes` of records those that fit and the first: the others are told
+    when it asks again."""
+    failures: list[pb.Failure] = []
+    size = 0
+    for conflict in conflicts:
+        answer = conflict_failure(conflict, engine)
+        size += len(answer.data)
+        if max_bytes and failures and size > max_bytes:
+            break
+        failures.append(answer)
+    return failures
 
 
 def lost() -> pb.Event:

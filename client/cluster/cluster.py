@@ -14,9 +14,11 @@ import uuid
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
+from raftstorage.proto import PARTS_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
 from .addresses import parse_addresses
+from .bodies import Body
 from .errors import ClientDisconnected, CommitOutcomeUnknown, RequestRefused
 from .feed import Feed
 from .loop import Waiter, in_loop_thread, run_in_loop, shared_loop
@@ -74,6 +76,11 @@ class Cluster:
     def limits(self) -> pb.Welcome:
         """The newest Welcome, with the cluster's limits."""
         return self._replicas.limits
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether large transactions may be sent in parts."""
+        return self.limits.level >= PARTS_LEVEL
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -145,7 +152,7 @@ class Cluster:
         flow = self._replicas.lead(call, self.wait_timeout if timeout is None else timeout)
         return self._run(call.kind, flow)
 
-    def commit(self, transaction_id: bytes, body: bytes, *, voted_at: str = "") -> bytes:
+    def commit(self, transaction_id: bytes, body: Body, *, voted_at: str = "") -> bytes:
         """The tid of the transaction, committed exactly once. `voted_at`: the address of the leader that holds its
         vote, which is asked to finish it first.
 

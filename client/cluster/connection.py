@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
@@ -16,13 +17,11 @@ from raftstorage.proto.storage_pb2_grpc import StorageStub
 from .errors import ClusterError, ProtocolMismatch, WrongCluster
 from .policy import Backoff, Call, Replica
 from .refusals import Random
+from .transfer import Callback, Transfer
 
 log = logging.getLogger(__name__)
 
 EOF = grpc.aio.EOF  # type: ignore[attr-defined]
-
-#: A request has one answer; None: the stream ended before it.
-Callback = Callable[[pb.Event | None], None]
 
 HANDSHAKE_SECONDS = 3.0
 PROBE_AFTER_SECONDS = 1.0  # of silence while an answer is awaited
@@ -85,12 +84,14 @@ class Connection:
         self._owner = owner
         self._random = random
         self._pending: list[tuple[int, Call]] = []
+        self._transfers: deque[Transfer] = deque()  # calls with parts, one after the other
         self._calls: dict[int, tuple[Callback, float]] = {}
         self._next_id = 0
         self._writable = asyncio.Event()
         self._session: asyncio.Task[None] | None = None
         self._runner: asyncio.Task[None] | None = None
         self._heard = 0.0
+        self._sent_part = 0.0  # the node still takes what a probe may be behind
         self._probed: float | None = None
         self._loop = loop
         self._dial = dial
@@ -104,17 +105,37 @@ class Connection:
             await asyncio.wait({self._runner})
 
     def send(self, call: Call, callback: Callback | None) -> bool:
-        """Queues a request; False when there is no stream. Without a callback the answer is ignored."""
-        replica = self.replica
-        if not replica.connected:
+        """Queues a request; False when there is no stream. Without a callback the answer is ignored.
+
+        With parts it waits for those that are being sent already; what has none does not wait for it.
+        """
+        if not self.replica.connected:
             return False
+        if call.parts:
+            self._transfers.append(Transfer(call, callback, self._expect, self._forget))
+        else:
+            self._pending.append((self._expect(callback), call))
+        self._writable.set()
+        return True
+
+    def withdraw(self, call: Call) -> None:
+        """What of its parts is not sent yet is not sent. Nothing happens when it is sent as a whole."""
+        for transfer in self._transfers:
+            if transfer.call is call and not transfer.done:
+                transfer.give_up()
+
+    def _expect(self, callback: Callback | None) -> int:
+        """A new request's id. The callback gets its answer."""
         self._next_id += 1
         if callback is not None:
             self._calls[self._next_id] = (callback, self._loop.time())
-            replica.outstanding += 1
-        self._pending.append((self._next_id, call))
-        self._writable.set()
-        return True
+            self.replica.outstanding += 1
+        return self._next_id
+
+    def _forget(self, request_id: int) -> None:
+        """Its answer is not awaited any more."""
+        if self._calls.pop(request_id, None) is not None:
+            self.replica.outstanding -= 1
 
     def check(self, now: float) -> None:
         """Called now and then: probes a silent replica, suspects it, and at last gives the stream up."""
@@ -125,7 +146,7 @@ class Connection:
             if now - self._heard > limit:
                 self._probed = now
                 self.send(Call("load_before", pb.LoadBefore(oid=b"\0" * 8, before=b"\0" * 7 + b"\1")), None)
-        elif now - self._probed > RESET_AFTER_SECONDS:
+        elif now - max(self._probed, self._sent_part) > RESET_AFTER_SECONDS:
             log.warning("node at %s does not answer; dialling again", self.replica.address)
             self._session.cancel()
         elif now - self._probed > SUSPECT_AFTER_SECONDS and not self.replica.suspect:
@@ -163,6 +184,7 @@ class Connection:
         self.replica.connected = False
         self.replica.outstanding = 0
         self._pending.clear()
+        transfers, self._transfers = self._transfers, deque()
         calls, self._calls = self._calls, {}
         if was_connected:
             log.info("lost the node at %s: %s", self.replica.address, _brief(error))
@@ -171,6 +193,8 @@ class Connection:
         self._owner.down(self, error)
         for callback, _ in calls.values():
             callback(None)
+        for transfer in transfers:
+            transfer.lost()
 
     async def _talk(self) -> None:
         async with self._dial(self.replica.address) as stream:
@@ -238,22 +262,32 @@ class Connection:
             while True:
                 await self._writable.wait()
                 self._writable.clear()
-                pending, self._pending = self._pending, []
-                batch, size = pb.RequestBatch(), 0
-                for request_id, call in pending:
-                    weight = call.message.ByteSize()
-                    if batch.requests and (
-                        size + weight > MAX_BATCH_BYTES or len(batch.requests) == MAX_BATCH_REQUESTS
-                    ):
-                        await stream.write(batch)
-                        batch, size = pb.RequestBatch(), 0
-                    batch.requests.add(id=request_id, **{call.kind: call.message})
-                    size += weight
-                if batch.requests:
-                    await stream.write(batch)
+                await self._write_pending(stream)
+                while self._transfers:
+                    transfer = self._transfers[0]
+                    if transfer.done:
+                        self._transfers.popleft()
+                        continue
+                    # One piece for each write, so that the requests of all others get in between.
+                    await stream.write(transfer.next())
+                    self._sent_part = self._loop.time()
+                    await self._write_pending(stream)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             log.debug("writing to %s: %s", self.replica.address, _brief(error))
             self.reset()  # the reader knows why, or hears nothing any more
+
+    async def _write_pending(self, stream: Stream) -> None:
+        pending, self._pending = self._pending, []
+        batch, size = pb.RequestBatch(), 0
+        for request_id, call in pending:
+            weight = call.message.ByteSize()
+            if batch.requests and (size + weight > MAX_BATCH_BYTES or len(batch.requests) == MAX_BATCH_REQUESTS):
+                await stream.write(batch)
+                batch, size = pb.RequestBatch(), 0
+            batch.requests.add(id=request_id, **{call.kind: call.message})
+            size += weight
+        if batch.requests:
+            await stream.write(batch)
 
 
 def _refusal(address: str, failure: pb.Failure) -> ClusterError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from raftstorage.proto import storage_pb2 as pb
 from transaction.interfaces import TransientError
 
+from .bodies import Body
+
 
 class ClusterError(Exception):
     """Base of all errors of the cluster layer."""
@@ -40,7 +42,7 @@ class CommitOutcomeUnknown(ClientDisconnected):
     transaction again.
     """
 
-    def __init__(self, message: str, transaction_id: bytes = b"", body: bytes = b"") -> None:
+    def __init__(self, message: str, transaction_id: bytes = b"", body: Body = b"") -> None:
         super().__init__(message)
         self.transaction_id = transaction_id
         self.body = body

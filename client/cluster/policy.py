@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from raftstorage.proto import storage_pb2 as pb
 
+from .bodies import NO_PARTS, Body, LargeBody, Parts
 from .errors import ClientDisconnected
 from .refusals import TOO_MUCH, Attempts, Random, refused, rest_seconds
 
@@ -28,10 +29,31 @@ UNSURE = frozenset({pb.STOPPING, pb.LEADERSHIP_LOST, pb.INTERNAL})
 
 
 class Call(NamedTuple):
-    """A request without its id: the field of `Request` that it goes into, and the message."""
+    """A request without its id: the field of `Request` that it goes into, and the message.
+
+    `parts` go before it on the same stream, in order (Vote and Commit of a large transaction); a failure that
+    answers one of them answers the call.
+    """
 
     kind: str
     message: Any
+    parts: Parts = NO_PARTS
+
+
+def vote(transaction_id: bytes, body: Body) -> Call:
+    """First phase of the transaction that `body` carries."""
+    if isinstance(body, LargeBody):
+        message = pb.Vote(transaction_id=transaction_id, transaction=body.rest, parts=len(body.parts))
+        return Call("vote", message, body.parts)
+    return Call("vote", pb.Vote(transaction_id=transaction_id, transaction=body))
+
+
+def commit(transaction_id: bytes, body: Body) -> Call:
+    """Both phases in one."""
+    if isinstance(body, LargeBody):
+        message = pb.Commit(transaction_id=transaction_id, transaction=body.rest, parts=len(body.parts))
+        return Call("commit", message, body.parts)
+    return Call("commit", pb.Commit(transaction_id=transaction_id, transaction=body))
 
 
 class Send(NamedTuple):

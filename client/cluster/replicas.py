@@ -17,6 +17,7 @@ from raftstorage.proto import storage_pb2 as pb
 
 from . import policy
 from .addresses import parse_addresses
+from .bodies import Body
 from .connection import Connection, Dial, dial
 from .errors import ClientDisconnected, ClusterError, ProtocolMismatch, WrongCluster
 from .feed import Feed
@@ -28,6 +29,8 @@ from .runner import Running
 log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+#: Parts of a large transaction are given time by this rate, beside the time for the answer.
+PATIENT_BYTES_PER_SECOND = 2 << 20
 CHECK_SECONDS = 0.5
 
 
@@ -248,22 +251,22 @@ class Replicas:
         return policy.lead(
             self.book,
             call,
-            clock() + timeout,
+            clock() + timeout + _seconds_to_send(call),
             clock,
             self._surroundings.random,
             retry=self._retrying(call),
             told_off=self._metrics.told_off,
         )
 
-    def commit(self, transaction_id: bytes, body: bytes, voted_at: str, timeout: float) -> Flow:
+    def commit(self, transaction_id: bytes, body: Body, voted_at: str, timeout: float) -> Flow:
         """Commits exactly once. `voted_at`: address of the leader that holds the vote; empty: there was none."""
         clock = self._surroundings.clock
-        commit = Call("commit", pb.Commit(transaction_id=transaction_id, transaction=body))
+        commit = policy.commit(transaction_id, body)
         call = Call("finish", pb.Finish(transaction_id=transaction_id)) if voted_at else commit
         return policy.lead(
             self.book,
             call,
-            clock() + timeout,
+            clock() + timeout + _seconds_to_send(commit),
             clock,
             self._surroundings.random,
             again=commit,
@@ -272,3 +275,7 @@ class Replicas:
             retry=self._retrying(call),
             told_off=self._metrics.told_off,
         )
+
+
+def _seconds_to_send(call: Call) -> float:
+    return sum(call.parts.sizes) / PATIENT_BYTES_PER_SECOND

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from raftstorage.proto import storage_pb2 as pb
 
 from .loop import Result
-from .policy import Answer, Broken, Flow, Happened, Send, Signal
+from .policy import Answer, Broken, Call, Flow, Happened, Send, Signal
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -25,6 +25,7 @@ class Running:
         "_flow",
         "_loop",
         "_timer",
+        "_transferring",
         "_waiter",
         "_waiting",
         "answered_by",
@@ -46,6 +47,7 @@ class Running:
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._waiting: list[Happened] = []
+        self._transferring: tuple[Connection, Call] | None = None
         self.answered_by = ""
 
     def start(self) -> None:
@@ -94,6 +96,7 @@ class Running:
 
     def _send(self, send: Send) -> None:
         address, attempt = send.address, send.attempt
+        self._withdraw()
 
         def callback(event: pb.Event | None) -> None:
             self.tell(Broken(address, attempt) if event is None else Answer(address, event, attempt))
@@ -101,9 +104,19 @@ class Running:
         connection = self._connections.get(address)
         if connection is None or not connection.send(send.call, callback):
             self._loop.call_soon(self.tell, Broken(address, attempt))
+        elif send.call.parts:
+            self._transferring = (connection, send.call)
+
+    def _withdraw(self) -> None:
+        """Whoever is asked next, or nobody any more: the rest of a large call to the one before is not sent."""
+        if self._transferring is not None:
+            connection, call = self._transferring
+            self._transferring = None
+            connection.withdraw(call)
 
     def _finish(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._withdraw()
         self._done(self)

@@ -14,9 +14,10 @@ from typing import Any
 from raftstorage.proto import storage_pb2 as pb
 
 from ..cluster import Call, Cluster
+from ..cluster.bodies import Body, LargeBody, Record, make_body, size_of
 from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
 from ..cluster.loop import Waiter
-from ..cluster.policy import RETRY_LEAD
+from ..cluster.policy import RETRY_LEAD, commit
 from ..cluster.refusals import TOO_MUCH, refused, rest_seconds
 from .tpc import as_bytes, extension_bytes
 
@@ -86,6 +87,8 @@ class _Sender:
 
     def send_new(self) -> None:
         while self._address and self._sent < (len(self._window) if self._steady else min(1, len(self._window))):
+            if self._sent and self._window[self._sent - 1].call.parts:
+                return  # a large one may be refused for its size, and what came behind it be taken
             one = self._window[self._sent]
             one.answer = self._cluster.post(self._address, one.call)
             self._sent += 1
@@ -148,18 +151,28 @@ def _prepare(cluster: Cluster, transaction: Any) -> _Restore:
         tid=transaction.tid,
         status=as_bytes(transaction.status),
     )
-    records: dict[bytes, pb.NewRecord] = {}
+    records: dict[bytes, Record] = {}
     for record in transaction:
         data = record.data
         records.pop(record.oid, None)  # a transaction undone more than once may hold an oid twice: the last counts
-        records[record.oid] = pb.NewRecord(
-            oid=record.oid, data=data or b"", no_data=data is None, data_tid=record.data_txn or b""
+        records[record.oid] = Record(
+            record.oid, data=data or b"", no_data=data is None, data_tid=record.data_txn or b""
         )
-    message.records.extend(records.values())
-    body = message.SerializeToString()
+    body = make_body(message, records, {}, cluster.takes_parts)
+    size = size_of(body)
     limit = cluster.limits.max_transaction_bytes
-    if limit and len(body) > limit:
-        raise RecordTooLarge(f"transaction {transaction.tid.hex()} has {len(body)} bytes, the limit is {limit}")
-    transaction_id = hashlib.sha256(body).digest()[:16]  # the same again: the same id, committed once
-    call = Call("commit", pb.Commit(transaction_id=transaction_id, transaction=body))
-    return _Restore(transaction.tid, call, len(body))
+    if limit and size > limit:
+        raise RecordTooLarge(f"transaction {transaction.tid.hex()} has {size} bytes, the limit is {limit}")
+    return _Restore(transaction.tid, commit(_identity(body), body), size)
+
+
+def _identity(body: Body) -> bytes:
+    """The same again: the same id, committed once."""
+    total = hashlib.sha256()
+    if isinstance(body, LargeBody):
+        for part in body.parts:
+            total.update(part)
+        total.update(body.rest)
+    else:
+        total.update(body)
+    return total.digest()[:16]

@@ -11,6 +11,8 @@ from ZODB import POSException
 from ZODB._compat import _protocol, dumps
 
 from ..cluster import Call
+from ..cluster.bodies import Body, Record, make_body, size_of
+from ..cluster.policy import vote
 from .errors import RecordTooLarge, as_zodb, conflict
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class Begun:
             tid=tid or b"",
             status=as_bytes(status),
         )
-        self._records: dict[bytes, pb.NewRecord] = {}
+        self._records: dict[bytes, Record] = {}
         self._checks: dict[bytes, bytes] = {}
         self._bytes = 0
         self._asked = False  # a leader may hold a vote that we have no answer to
@@ -57,15 +59,15 @@ class Begun:
         return bool(self.message.tid)
 
     def store(self, oid: bytes, serial: bytes | None, data: bytes) -> None:
-        self._put(pb.NewRecord(oid=oid, base_serial=serial or Z64, data=data))
+        self._put(Record(oid, serial or Z64, data))
 
     def restore(self, oid: bytes, data: bytes | None, hint: bytes | None) -> None:
-        self._put(pb.NewRecord(oid=oid, data=data or b"", no_data=data is None, data_tid=hint or b""))
+        self._put(Record(oid, data=data or b"", no_data=data is None, data_tid=hint or b""))
 
     def check(self, oid: bytes, serial: bytes) -> None:
         self._checks[oid] = serial
 
-    def _put(self, record: pb.NewRecord) -> None:
+    def _put(self, record: Record) -> None:
         limits = self.storage.cluster.limits
         size = len(record.data)
         if limits.max_record_bytes and size > limits.max_record_bytes:
@@ -80,17 +82,20 @@ class Begun:
             )
         self._records[record.oid] = record
 
-    def body(self) -> bytes:
-        """The serialized Transaction. RecordTooLarge when it is over the cluster's limit."""
+    @property
+    def oids(self) -> list[bytes]:
+        """What it changes."""
+        return list(self._records)
+
+    def body(self) -> Body:
+        """The serialized Transaction, or how to make it. RecordTooLarge when it is over the cluster's limit."""
+        cluster = self.storage.cluster
         del self.message.records[:], self.message.checks[:]
-        self.message.records.extend(self._records.values())
-        self.message.checks.extend(
-            pb.Check(oid=oid, serial=serial) for oid, serial in self._checks.items() if oid not in self._records
-        )
-        body = self.message.SerializeToString()
-        limit = self.storage.cluster.limits.max_transaction_bytes
-        if limit and len(body) > limit:
-            raise RecordTooLarge(f"transaction has {len(body)} bytes, the limit is {limit}")
+        checks = {oid: serial for oid, serial in self._checks.items() if oid not in self._records}
+        body = make_body(self.message, self._records, checks, cluster.takes_parts)
+        limit = cluster.limits.max_transaction_bytes
+        if limit and size_of(body) > limit:
+            raise RecordTooLarge(f"transaction has {size_of(body)} bytes, the limit is {limit}")
         return body
 
     def vote(self) -> Voted:
@@ -104,10 +109,9 @@ class Begun:
         resolved: dict[bytes, None] = {}
         for _ in range(VOTE_ROUNDS):
             body = self.body()
-            call = Call("vote", pb.Vote(transaction_id=self.transaction_id, transaction=body))
             self._asked = True
             with as_zodb():
-                event, voted_at = cluster.lead(call)
+                event, voted_at = cluster.lead(vote(self.transaction_id, body))
             self._asked = False
             conflicts = event.vote.conflicts
             if not conflicts:
@@ -136,7 +140,7 @@ class Begun:
             metrics.conflict("write")
             raise
         metrics.conflict("resolved")
-        self._put(pb.NewRecord(oid=record.oid, base_serial=committed, data=data))
+        self._put(Record(record.oid, committed, data))
 
     def abort(self) -> None:
         if self._asked:
@@ -146,14 +150,14 @@ class Begun:
 class Voted:
     """Reserved at the leader (or ready to be restored): `finish` or `abort`."""
 
-    def __init__(self, begun: Begun, body: bytes, voted_at: str, resolved: list[bytes]) -> None:
+    def __init__(self, begun: Begun, body: Body, voted_at: str, resolved: list[bytes]) -> None:
         self.storage = begun.storage
         self.transaction = begun.transaction
         self.transaction_id = begun.transaction_id
         self.resolved = resolved
         self._body = body
         self._voted_at = voted_at
-        self._oids = [record.oid for record in begun.message.records]
+        self._oids = begun.oids
 
     def finish(self, callback: Callable[[bytes], object]) -> bytes:
         """The tid. `callback(tid)` is called before anyone sees it. CommitOutcomeUnknown, LeaseExpired; after a

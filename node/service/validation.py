@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from raftstorage.node.admission import Amount
 from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
+from raftstorage.proto import PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
 #: Longest user, description and extension.
@@ -29,6 +30,9 @@ class SessionLimits:
     """What one session may ask for, and how much may wait to be sent to it. Bytes and milliseconds as named.
 
     `calls`: requests of one session that are under way; `sessions`: how many of them there may be.
+    Of large transactions that come in parts, before their vote or commit: `session_part_bytes` (0: twice the
+    largest one) for each session, `part_bytes` (0: four times) for all. `held_bytes` (0: four times): of all that
+    is voted for, waits or is proposed.
     """
 
     max_record_bytes: int = 64 << 20
@@ -39,6 +43,9 @@ class SessionLimits:
     waiting_votes: int = 10_000
     calls: Amount = CALLS
     sessions: int = 10_000
+    session_part_bytes: int = 0
+    part_bytes: int = 0
+    held_bytes: int = 0
 
 
 def invalid(message: str, oid: bytes = b"") -> pb.Failure:
@@ -75,6 +82,8 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             return _identity(request.finish.transaction_id)
         case "abort":
             return _identity(request.abort.transaction_id)
+        case "part":
+            return _identity(request.part.transaction_id)
         case "hello":
             return invalid("a Hello is the first request of a stream and no other")
         case "read_barrier" | "size":
@@ -105,10 +114,30 @@ def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb
         transaction = pb.Transaction.FromString(body)
     except DecodeError:
         return invalid("the transaction is not a serialized Transaction")
+    if any(record.more for record in transaction.records):
+        return invalid("only a part's last record may go on in the next one")
     return _check_transaction(transaction, limits) or transaction
 
 
-def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:
+def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
+    """The Transaction in a Part's `body`, or why it is refused, whatever the others hold."""
+    try:
+        parsed = pb.Transaction.FromString(body)
+    except DecodeError:
+        return invalid("the part is not a serialized Transaction")
+    objects = len(parsed.records) + len(parsed.checks)
+    if any(field.name not in ("records", "checks") for field, _ in parsed.ListFields()) or not objects:
+        return invalid("a part must hold records or checks, and nothing else")
+    if objects > PART_OBJECTS or (len(body) > PART_BYTES and objects > 1):
+        return invalid(f"a part of {objects} objects in {len(body)} bytes: it holds more than it may")
+    if any(record.more for record in parsed.records[:-1]):
+        return invalid("only a part's last record may go on in the next one")
+    return _check_transaction(parsed, limits, part=True) or parsed
+
+
+def _check_transaction(
+    transaction: pb.Transaction, limits: SessionLimits, part: bool = False
+) -> pb.Failure | None:
     for name in ("user", "description", "extension"):
         if len(getattr(transaction, name)) > TEXT_BYTES:
             return invalid(f"{name} is longer than {TEXT_BYTES} bytes")
@@ -116,8 +145,7 @@ def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb
         return invalid("status is longer than one byte")
     if len(transaction.checks) > MAX_CHECKS:
         return invalid(f"more than {MAX_CHECKS} checks")
-    restoring = bool(transaction.tid)
-    if restoring and (len(transaction.tid) != 8 or not any(transaction.tid)):
+    if transaction.tid and (len(transaction.tid) != 8 or not any(transaction.tid)):
         return invalid("a given tid must have 8 bytes, not all zero")
     if transaction.tid > LAST_GIVEN:
         return invalid("a given tid must not be after the year 2999")
@@ -132,7 +160,8 @@ def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb
             return failure(pb.TOO_LARGE, message, oid)
         if oid in seen:
             return invalid("an oid is stored twice", oid)
-        if record.no_data and (not restoring or record.data):
+        restoring = part or transaction.tid  # of a part: shows in the rest
+        if record.no_data and (not restoring or record.data or record.more):
             return invalid("no_data is for restoring, and comes without data", oid)
         seen.add(oid)
     seen.clear()

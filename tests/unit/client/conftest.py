@@ -15,6 +15,8 @@ from raftstorage.client.cluster.loop import run_in_loop, shared_loop
 from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto.storage_pb2_grpc import StorageServicer, add_StorageServicer_to_server
 
+from tests.unit.pieces import put_together
+
 Z64 = b"\0" * 8
 CLUSTER_ID = "ab" * 16
 
@@ -41,6 +43,7 @@ class Node(StorageServicer):
         self.on_loss: Callable[[], object] = lambda: None
         self.lose_request: str = ""  # end the stream without doing it
         self.version = 1
+        self.parts: dict[tuple[object, bytes], list[bytes]] = {}  # by stream and transaction id
 
     async def start(self, port: int = 0) -> None:
         self.server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -84,7 +87,7 @@ class Node(StorageServicer):
                 if kind == "hello":
                     self._welcome(request, queue)
                     continue
-                event = self.cluster.answer(self, kind, request)
+                event = self._gathered(request, queue) or self.cluster.answer(self, kind, request)
                 if kind == self.lose_answer_of:
                     self.lose_answer_of = ""
                     self.on_loss()
@@ -93,6 +96,26 @@ class Node(StorageServicer):
                 if event is not None:
                     event.id = request.id
                     queue.put_nowait(event)
+
+    def _gathered(self, request: pb.Request, stream: object) -> pb.Event | None:
+        """Puts a large transaction together; a failure when its parts are not what they must be."""
+        kind = request.WhichOneof("call")
+        if kind not in ("part", "vote", "commit"):
+            return None
+        call = getattr(request, kind)
+        parts = self.parts.setdefault((stream, call.transaction_id), [])
+        if kind == "part":
+            if call.number == 0:
+                parts.clear()
+            if call.number != len(parts):
+                return pb.Event(failure=pb.Failure(reason=pb.INVALID, message="out of order"))
+            parts.append(call.transaction)
+        elif call.parts:
+            if call.parts != len(parts):
+                return pb.Event(failure=pb.Failure(reason=pb.INVALID, message="parts are missing"))
+            call.transaction = put_together([*parts, call.transaction])
+            parts.clear()
+        return None
 
     def _welcome(self, request: pb.Request, queue: asyncio.Queue[pb.Event | None]) -> None:
         cluster = self.cluster
@@ -106,9 +129,10 @@ class Node(StorageServicer):
             node_id=self.node_id,
             last_tid=cluster.last,
             leader=cluster.leader_message(),
-            max_record_bytes=1000,
-            max_transaction_bytes=5000,
+            max_record_bytes=cluster.max_record_bytes,
+            max_transaction_bytes=cluster.max_transaction_bytes,
             lease_ms=1000,
+            level=cluster.level,
         )
         queue.put_nowait(pb.Event(id=request.id, welcome=welcome))
         after = request.hello.after_tid
@@ -143,6 +167,9 @@ class FakeCluster:
         self.next_oid = 1
         self.term = 1
         self.leader = 1
+        self.level = 1
+        self.max_record_bytes = 1000
+        self.max_transaction_bytes = 5000
         self.nodes = {i: Node(self, i) for i in range(1, nodes + 1)}
         self.fail_next: dict[str, list[int]] = defaultdict(list)
         self.call_loop([node.start() for node in self.nodes.values()])
@@ -245,9 +272,9 @@ class FakeCluster:
     def answer(self, node: Node, kind: str, request: pb.Request) -> pb.Event | None:
         if self.fail_next[kind]:
             return pb.Event(failure=pb.Failure(reason=self.fail_next[kind].pop(0), leader=self.leader_message()))
-        if kind in ("vote", "finish", "commit", "allocate_oids") and node.node_id != self.leader:
+        if kind in ("part", "vote", "finish", "commit", "allocate_oids") and node.node_id != self.leader:
             return pb.Event(failure=pb.Failure(reason=pb.NOT_LEADER, leader=self.leader_message()))
-        event: pb.Event = getattr(self, f"_{kind}")(node, getattr(request, kind))
+        event: pb.Event | None = getattr(self, f"_{kind}")(node, getattr(request, kind))
         return event
 
     def _load_before(self, node: Node, call: pb.LoadBefore) -> pb.Event:
@@ -292,6 +319,9 @@ class FakeCluster:
                 return pb.Event(failure=conflicts[0])
             tid = self._apply(transaction, call.transaction_id, transaction.tid or self._next_tid())
         return pb.Event(committed=pb.Committed(tid=tid))
+
+    def _part(self, node: Node, call: pb.Part) -> None:
+        return None
 
     def _abort(self, node: Node, call: pb.Abort) -> pb.Event:
         self.votes.pop(call.transaction_id, None)

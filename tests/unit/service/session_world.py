@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -60,12 +60,16 @@ class FakeDriver:
         raise ProcessEnded
 
     def propose(self, data: bytes) -> int:
+        return self.propose_many([data])
+
+    def propose_many(self, data: Sequence[bytes]) -> int:
         if self.role is not Role.LEADER:
             raise NotLeader("no")
-        self._log.append(data)
+        first = self.engine.applied_index + len(self._log) + 1
+        self._log += data
         if not self.held:
             asyncio.get_running_loop().call_soon(self.apply)
-        return self.engine.applied_index + len(self._log)
+        return first
 
     def apply(self, most: int | None = None) -> None:
         """All that was proposed, or so many entries of it."""

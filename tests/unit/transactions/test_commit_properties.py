@@ -360,8 +360,8 @@ class CommitMachine(RuleBasedStateMachine):
             self.now += LEASE
             state.tick(self.now)
         assert not node.open
-        assert not any((state._voted, state._waiting, state._blocked, state._flights, state._flying))
-        assert not state._writers and not state._readers
+        assert not any((state._voted, state._waiting, state._reservations.blocked, state._flights, state._flying))
+        assert not state._reservations.writers and not state._reservations.readers
         fresh = pb.Transaction()
         for oid in map(p64, range(4)):
             fresh.records.add(oid=oid, base_serial=node.engine.current_serial(oid) or Z64)
@@ -375,12 +375,15 @@ class CommitMachine(RuleBasedStateMachine):
         for node in getattr(self, "nodes", []):
             state = node.coordinator
             holders = {*state._voted, *state._flying}
-            assert set(state._writers.values()) <= holders
-            assert {identity for each in state._readers.values() for identity in each} <= holders
-            assert all(oid in state._writers or oid in state._readers for oid in state._blocked), (
-                "nobody is waited for"
+            assert set(state._reservations.writers.values()) <= holders
+            assert {identity for each in state._reservations.readers.values() for identity in each} <= holders
+            assert all(
+                oid in state._reservations.writers or oid in state._reservations.readers
+                for oid in state._reservations.blocked
+            ), "nobody is waited for"
+            assert {work.identity for line in state._reservations.blocked.values() for work in line} == set(
+                state._waiting
             )
-            assert {work.identity for line in state._blocked.values() for work in line} == set(state._waiting)
             assert not state._voted.keys() & state._waiting.keys()
             assert {flight.work.identity for flight in state._flights.values()} == set(state._flying)
 

@@ -1,0 +1,120 @@
+"""Transactions on their way from sessions to the coordinator: whole, or in parts; and turns for the large ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Protocol
+
+from raftstorage.node.failures import failure
+from raftstorage.node.oids import Reply
+from raftstorage.node.parts import PartGatherer, PartLimits, Parts
+from raftstorage.node.service.validation import SessionLimits, parse_part, parse_transaction
+from raftstorage.node.transactions import Coordinator
+from raftstorage.proto import storage_pb2 as pb
+
+
+class Begin(Protocol):
+    """`Coordinator.vote` or `Coordinator.commit`."""
+
+    def __call__(
+        self,
+        owner: object,
+        identity: bytes,
+        transaction: pb.Transaction,
+        body: bytes,
+        now: float,
+        reply: Reply,
+        parts: Parts | None = None,
+    ) -> None: ...
+
+
+class Transacting:
+    """Gathers parts, checks what comes, and lets the coordinator go on with large transactions in turns of the
+    loop that others share. `guard`: around what reaches the engine."""
+
+    def __init__(
+        self, coordinator: Coordinator, limits: SessionLimits, guard: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._coordinator = coordinator
+        self._limits = limits
+        self._guard = guard
+        largest = limits.max_transaction_bytes
+        self._gatherer = PartGatherer(
+            PartLimits(
+                record_bytes=limits.max_record_bytes,
+                transaction_bytes=largest,
+                session_bytes=limits.session_part_bytes or 2 * largest,
+                bytes=limits.part_bytes or 4 * largest,
+                seconds=limits.lease_ms / 1000,
+            )
+        )
+        self._parse_part = partial(parse_part, limits=limits)
+        self._turn_scheduled = False
+
+    def part(self, session: object, part: pb.Part, leads: bool, now: float) -> pb.Failure | None:
+        """Why it is refused, or None. `leads`: ready or not, as its vote or commit waits too."""
+        identity, number = part.transaction_id, part.number
+        if not leads:
+            return self._gatherer.refuse(session, identity, number, _not_leader(), now)
+        return self._gatherer.add(session, identity, number, part.transaction, self._parse_part, now)
+
+    def begin(self, begin: Begin, session: object, asked: pb.Vote | pb.Commit, now: float, reply: Reply) -> bool:
+        """A vote or a commit; True if it restores, that is, brings its tid."""
+        identity, body = asked.transaction_id, asked.transaction
+        parts = None
+        if asked.parts:
+            gathered = self._gatherer.take(session, identity, asked.parts)
+            if isinstance(gathered, pb.Failure):
+                reply(pb.Event(failure=gathered))
+                return False
+            parts = gathered
+        else:
+            self._gatherer.drop(session, identity)
+        parsed = parse_transaction(body, self._limits)
+        if parts is not None and isinstance(parsed, pb.Transaction):
+            parsed = self._rest(parts, parsed, len(body)) or parsed
+        if isinstance(parsed, pb.Failure):
+            reply(pb.Event(failure=parsed))
+            return False
+        restores = bool(parsed.tid)
+        begin(session, identity, parsed, body, now, reply, parts)
+        self.go_on()
+        return restores
+
+    def _rest(self, parts: Parts, rest: pb.Transaction, size: int) -> pb.Failure | None:
+        most = self._limits.max_transaction_bytes
+        if parts.size + size > most:
+            return failure(pb.TOO_LARGE, f"the transaction has {parts.size + size} bytes; {most} are allowed")
+        return parts.complete(rest, size)
+
+    def aborted(self, session: object, identity: bytes) -> None:
+        self._gatherer.drop(session, identity)
+
+    def closed(self, session: object) -> None:
+        self._gatherer.closed(session)
+
+    def tick(self, now: float) -> None:
+        self._gatherer.tick(now)
+        self.go_on()
+
+    def lost_leadership(self) -> None:
+        self._gatherer.refuse_all(_not_leader())
+
+    def go_on(self) -> None:
+        """Goes on with large transactions, if there are any, in later turns of the loop."""
+        if not self._turn_scheduled and self._coordinator.unfinished:
+            self._turn_scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        with self._guard():
+            self._coordinator.advance(asyncio.get_running_loop().time())
+        self.go_on()
+
+
+def _not_leader() -> pb.Failure:
+    return failure(pb.NOT_LEADER, "this node does not lead")
