@@ -24,6 +24,10 @@ class DirectoryError(Exception):
     """The directory belongs to another node or another process, or cannot be used."""
 
 
+class DirectoryLocked(DirectoryError):
+    """Another process has the directory."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
     """Who a node is and who the others are. `members`: node id -> host:port, this node included."""
@@ -68,7 +72,7 @@ class NodeDirectory:
         DirectoryError: another process has it, it is another node's or another cluster's, or it cannot be made.
         """
         try:
-            _make(path)
+            make_directory(path)
             lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DirectoryError(f"{path} cannot be used: {error.strerror or error}") from error
@@ -76,7 +80,7 @@ class NodeDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise DirectoryError(f"{path} is in use by another process") from error
+                raise DirectoryLocked(f"{path} is in use by another process") from error
             directory = cls(path, lock)
             directory._check(identity)
             return directory
@@ -126,7 +130,7 @@ class NodeDirectory:
         os.close(self._lock)
 
 
-def _make(path: Path) -> None:
+def make_directory(path: Path) -> None:
     """Makes `path` with missing parents, each name durable in the directory above it."""
     missing = []
     current = path.absolute()
