@@ -119,6 +119,9 @@ class Driver:
         self._writer.start()
         await self._transport.start()
         self._running = True
+        if self._core.voters == (frozenset({self.node_id}),):
+            self._core.elapsed = 2 * self.config.election_ticks  # there is nobody to wait for: campaign at once
+            self._core.tick()
         self._schedule_tick()
         self._schedule()
 

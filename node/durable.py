@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from raftstorage.node.engine import RocksEngine
@@ -24,8 +24,10 @@ class Durable:
 
 
 @contextlib.contextmanager
-def opened(directory: NodeDirectory, identity: NodeIdentity) -> Iterator[Durable]:
-    """The log and the database that are this node's; closed at the end, the database flushed.
+def opened(
+    directory: NodeDirectory, identity: NodeIdentity, flush: Callable[[], bool] = lambda: True
+) -> Iterator[Durable]:
+    """The log and the database that are this node's; closed at the end, the database flushed if `flush()`.
 
     Finishes the installation of a snapshot that a crash broke off. WalError, EngineError, InstallError: they are
     damaged or do not belong together. OSError.
@@ -37,7 +39,7 @@ def opened(directory: NodeDirectory, identity: NodeIdentity) -> Iterator[Durable
         close.callback(wal.close)
         engine = RocksEngine(directory.path / installed.name)
         close.callback(engine.close)
-        close.callback(engine.flush)
+        close.callback(lambda: engine.flush() if flush() else None)
         agree(wal, engine, installed)
         yield Durable(wal, engine, membership_of(engine, identity))
 

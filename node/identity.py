@@ -27,6 +27,10 @@ class DirectoryError(Exception):
     """The directory belongs to another node or another process, or cannot be used."""
 
 
+class DirectoryLocked(DirectoryError):
+    """Another process has the directory."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
     """Who a node is.
@@ -100,7 +104,7 @@ class NodeDirectory:
         DirectoryError: another process has it, it holds something else or a newer layout, or it cannot be made.
         """
         try:
-            _make(path)
+            make_directory(path)
             lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise DirectoryError(f"{path} cannot be used: {error.strerror or error}") from error
@@ -108,7 +112,7 @@ class NodeDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise DirectoryError(f"{path} is in use by another process") from error
+                raise DirectoryLocked(f"{path} is in use by another process") from error
             directory = cls(path, lock)
             directory.found = directory._read()
             return directory
@@ -200,7 +204,7 @@ def _parse(content: dict[str, Any], version: int) -> Found:
     return Found(NodeIdentity(str(cluster), int(node), members, instance), wish)
 
 
-def _make(path: Path) -> None:
+def make_directory(path: Path) -> None:
     """Makes `path` with missing parents, each name durable in the directory above it."""
     missing = []
     current = path.absolute()

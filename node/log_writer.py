@@ -87,6 +87,7 @@ class LogWriter:
         self._install = install
         self._synced = synced
         self._queue: queue.SimpleQueue[Persist | _Job | None] = queue.SimpleQueue()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="raftstorage-log", daemon=True)
 
     def start(self) -> None:
@@ -104,7 +105,8 @@ class LogWriter:
     async def stop(self) -> None:
         """Returns when everything queued is durable and the thread is gone."""
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await self._ended.wait()  # not a join in an executor: that takes none when the interpreter is at its end
+        self._thread.join()
 
     def _take(self) -> tuple[list[Persist], _Job | Persist | None, bool]:
         """All writes that wait, up to GROUP_BYTES, and what comes alone behind them; True: it was the end."""
@@ -125,6 +127,13 @@ class LogWriter:
         return batch, None, True
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _write_all(self) -> None:
         last = False
         while not last:
             batch, alone, last = self._take()

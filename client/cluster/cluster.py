@@ -19,7 +19,9 @@ from raftstorage.proto import storage_pb2 as pb
 
 from .addresses import parse_addresses
 from .bodies import Body
-from .errors import ClientDisconnected, CommitOutcomeUnknown, RequestRefused
+from .connection import dial
+from .embedded import Embedded, embedded_directory
+from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, RequestRefused
 from .feed import Feed
 from .loop import Waiter, in_loop_thread, run_in_loop, shared_loop
 from .metrics import Metrics
@@ -33,7 +35,7 @@ DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be de
 
 
 class Cluster:
-    """`addresses`: of some nodes, host:port; the others are learnt. Times are in seconds.
+    """`addresses`: of some nodes, host:port; the others are learnt. Or `embedded:DIR`. Times are in seconds.
 
     `wait_timeout`: how long a call waits for a replica or a leader before ClientDisconnected. `commit_timeout`:
     how long the outcome of a commit that was sent is asked for before CommitOutcomeUnknown.
@@ -49,17 +51,20 @@ class Cluster:
         commit_timeout: float = 60.0,
         registry: CollectorRegistry | None = None,
     ) -> None:
-        self.addresses = parse_addresses(addresses)
+        directory = embedded_directory(addresses)
+        self._embedded = None if directory is None else Embedded(directory, self._node_ended)
+        self.addresses = parse_addresses(addresses) if self._embedded is None else (self._embedded.address,)
         self.metrics = Metrics(name, registry)
         self.feed = Feed()
         self.wait_timeout = wait_timeout
         self.commit_timeout = commit_timeout
         self._name = name
+        self._read_only = read_only
         self._loop = shared_loop()
         self._news = threading.Event()  # a replica was reached, or refused us: for open()
         self._replicas = Replicas(
             self.addresses,
-            Surroundings(self._loop, random.Random()),
+            Surroundings(self._loop, random.Random(), dial if self._embedded is None else self._embedded.dial),
             self.feed,
             self.metrics,
             client_id=uuid.uuid4().hex,
@@ -89,11 +94,14 @@ class Cluster:
 
         That is what a quorum has committed (ReadIndex), so that commits acknowledged to anyone before are seen.
         Without a quorum, after a short wait: what the most advanced replica in reach has. ClientDisconnected when
-        no replica was reached in `patience` seconds; WrongCluster and ProtocolMismatch at once.
+        no replica was reached in `patience` seconds; WrongCluster and ProtocolMismatch at once. EmbeddedError: the
+        directory cannot be used; opening it takes as long as it takes.
         """
-        deadline = time.monotonic() + patience
-        run_in_loop(self._replicas.start)
         try:
+            if self._embedded is not None:
+                self._embedded.open(create=not self._read_only)
+            deadline = time.monotonic() + patience
+            run_in_loop(self._replicas.start)
             while True:
                 self._news.clear()
                 if run_in_loop(self._replicas.book.connected):
@@ -119,6 +127,12 @@ class Cluster:
         self.feed.close()
         for task in run_in_loop(self._replicas.stop):
             asyncio.run_coroutine_threadsafe(task, self._loop).result(10.0)
+        if self._embedded is not None:
+            self._embedded.close()
+
+    def _node_ended(self, error: EmbeddedError) -> None:
+        """Called in the loop: there is no other node to turn to."""
+        self._replicas.fail(error)
 
     # ---- calls (any thread but the loop's) --------------------------------------------------------------
 

@@ -74,3 +74,11 @@ class LeaseExpired(ClusterError, TransientError):  # type: ignore[misc]
 
 class RecordTooLarge(ClusterError):
     """A record or a transaction is over the cluster's limit (bytes)."""
+
+
+class EmbeddedError(ClusterError):
+    """The node inside this process cannot be opened, or has ended itself. Reopen the storage when that is mended."""
+
+
+class DirectoryInUse(EmbeddedError):
+    """Another process has the directory of an `embedded:` storage."""

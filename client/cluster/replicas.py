@@ -76,6 +76,8 @@ class Replicas:
         self._checker: asyncio.TimerHandle | None = None
         self._started = False  # the feed has its first tid
         self._closed = False
+        self._over: type[ClusterError] | None = None  # what every call gets from now on, and why
+        self._why = ""
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -104,11 +106,17 @@ class Replicas:
         self._closed = True
         if self._checker is not None:
             self._checker.cancel()
-        for running in list(self._running):
-            running.fail(ClientDisconnected("the storage is closed"))
+        self.fail(ClientDisconnected("the storage is closed"))
         connections = list(self.connections.values())
         self.connections.clear()
         return [connection.close() for connection in connections]
+
+    def fail(self, error: ClusterError) -> None:
+        """No replica will ever answer again: all that waits, and every later call, gets `error`."""
+        if self._over is None:
+            self._over, self._why = type(error), str(error)
+        for running in list(self._running):
+            running.fail(self._over(self._why))
 
     def _connect(self, address: str) -> None:
         connection = Connection(
@@ -216,9 +224,9 @@ class Replicas:
 
     def launch(self, flow: Flow, result: Result[tuple[pb.Event, str]]) -> None:
         """Drives `flow` to its end: `result` gets its answer and the address that it came from, or its error."""
-        if self._closed:
+        if self._over is not None:
             flow.close()
-            result.set_error(ClientDisconnected("the storage is closed"))
+            result.set_error(self._over(self._why))
             return
         running = Running(self._loop, self.connections, flow, result, self._done)
         self._running[running] = None

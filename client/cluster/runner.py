@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from raftstorage.proto import storage_pb2 as pb
 
+from .errors import CommitOutcomeUnknown
 from .loop import Result
 from .policy import Answer, Broken, Call, Flow, Happened, Send, Signal
 
@@ -20,6 +21,7 @@ class Running:
 
     __slots__ = (
         "_busy",
+        "_committing",
         "_connections",
         "_done",
         "_flow",
@@ -46,6 +48,7 @@ class Running:
         self._done = done
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
+        self._committing = False  # a commit was sent: it may happen without us
         self._waiting: list[Happened] = []
         self._transferring: tuple[Connection, Call] | None = None
         self.answered_by = ""
@@ -65,9 +68,12 @@ class Running:
         self._advance(happened)
 
     def fail(self, error: BaseException) -> None:
+        """Ends the flow. A commit that was sent gets CommitOutcomeUnknown for it."""
         if not self._waiter.done:
             self._flow.close()
             self._finish()
+            if self._committing:
+                error = CommitOutcomeUnknown(f"the commit was sent, and what became of it is not known: {error}")
             self._waiter.set_error(error)
 
     def _advance(self, happened: Happened | None) -> None:
@@ -97,6 +103,7 @@ class Running:
     def _send(self, send: Send) -> None:
         address, attempt = send.address, send.attempt
         self._withdraw()
+        self._committing = self._committing or send.call.kind in ("commit", "finish")
 
         def callback(event: pb.Event | None) -> None:
             self.tell(Broken(address, attempt) if event is None else Answer(address, event, attempt))

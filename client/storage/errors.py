@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from raftstorage.proto import storage_pb2 as pb
+from zc.lockfile import LockError
 from ZODB import POSException
 
 from ..cluster import errors as cluster
@@ -41,6 +42,14 @@ class LeaseExpired(cluster.LeaseExpired, POSException.StorageTransactionError): 
 
 class RecordTooLarge(cluster.RecordTooLarge, POSException.TransactionTooLargeError):  # type: ignore[misc]
     __doc__ = cluster.RecordTooLarge.__doc__
+
+
+class EmbeddedError(cluster.EmbeddedError, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.EmbeddedError.__doc__
+
+
+class DirectoryInUse(cluster.DirectoryInUse, EmbeddedError, LockError):  # type: ignore[misc]
+    """Another process has the directory of an `embedded:` storage. A LockError, as FileStorage raises it."""
 
 
 class InvalidRequest(POSException.StorageError, ValueError):  # type: ignore[misc]
@@ -106,6 +115,10 @@ def as_zodb(oid: bytes = b"") -> Iterator[None]:
         raise StorageFull(str(error)) from error
     except cluster.ClientDisconnected as error:
         raise ClientDisconnected(str(error)) from error
+    except cluster.DirectoryInUse as error:
+        raise DirectoryInUse(str(error)) from error
+    except cluster.EmbeddedError as error:
+        raise EmbeddedError(str(error)) from error
     except cluster.ProtocolMismatch as error:
         raise ProtocolMismatch(str(error)) from error
     except cluster.WrongCluster as error:

@@ -1,4 +1,5 @@
-"""ZODB's storage on a cluster: `ZODB.DB(ClientStorage("a:7441,b:7441,c:7441"))`."""
+"""ZODB's storage on a cluster, `ZODB.DB(ClientStorage("a:7441,b:7441,c:7441"))`, or on a directory of its own,
+`ZODB.DB(ClientStorage("embedded:./data"))`."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     """One client's storage; for any number of threads. Open it after `os.fork()`, never before.
 
     `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
-    learnt. ValueError when one is malformed. `read_only`: refuses to write (ReadOnlyError). `wait`: wait up to
+    learnt. ValueError when one is malformed. Or "embedded:DIR": the database in that directory, by a node inside
+    this process (needs raftstorage[node]); several storages of a process may share one, a second process gets
+    DirectoryInUse, and EmbeddedError is raised when the directory cannot be used. `read_only`: refuses to write (ReadOnlyError). `wait`: wait up to
     `wait_timeout` seconds for the first node to be reached; otherwise one second. Later calls wait that long for
     a replica or leader, then raise ClientDisconnected (a TransientError). `commit_timeout`: seconds that the
     outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`: "snapshot": a connection's

@@ -1,4 +1,5 @@
-"""ZODB's own storage tests against a live three-node cluster, as ZODB runs them against FileStorage.
+"""ZODB's own storage tests against a live three-node cluster, as ZODB runs them against FileStorage; and all of
+them once more against a node in the test's own process.
 
 Each check gets an empty database, as the mixins expect (some choose the tids 1, 2, 3; others count objects).
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import unittest
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,17 +68,21 @@ class ClusterCase(StorageTestBase.StorageTestBase):
     def _start(self, start_cluster: Callable[..., LocalCluster]) -> None:
         self._start_cluster = start_cluster
 
+    def begin(self) -> str:
+        """What ClientStorage takes, for an empty database."""
+        return self._start_cluster().addresses
+
     def setUp(self) -> None:
         super().setUp()
-        self._cluster = self._start_cluster()
+        self._addresses = self.begin()
         self.open()
 
     def open(self, read_only: bool = False) -> None:
-        self._storage = ClientStorage(self._cluster.addresses, read_only=read_only)
+        self._storage = ClientStorage(self._addresses, read_only=read_only)
 
     def _new_storage_client(self) -> ClientStorage:
         # shares nothing with self._storage: connections, caches and client id are its own
-        return ClientStorage(self._cluster.addresses)
+        return ClientStorage(self._addresses)
 
     def _require_undo(self) -> None:
         if not IStorageUndoable.providedBy(self._storage):
@@ -156,10 +162,26 @@ CASES = [
 ]
 
 
+class Embedded(ClusterCase):
+    """As its sibling, on a directory and without another process."""
+
+    @pytest.fixture(autouse=True)
+    def _start(self, disk_directory: Path) -> None:  # type: ignore[override]
+        self._directory = disk_directory
+
+    def begin(self) -> str:
+        return f"embedded:{self._directory}/database"
+
+
+EMBEDDED = [type(f"{case.__name__}Embedded", (Embedded, case), {"__module__": __name__}) for case in CASES]
+globals().update({case.__name__: case for case in EMBEDDED})  # where a test runner looks for them
+
+
+@pytest.mark.parametrize("cases", [CASES, EMBEDDED], ids=["cluster", "embedded"])
 @pytest.mark.parametrize("mixin", CHECKS, ids=lambda mixin: mixin.__name__)
-def test_every_check_is_collected(mixin: type) -> None:
+def test_every_check_is_collected(mixin: type, cases: list[type]) -> None:
     names = checks_of(mixin)
     assert len(names) >= CHECKS[mixin]
-    (case,) = (case for case in CASES if issubclass(case, mixin))
+    (case,) = (case for case in cases if issubclass(case, mixin))
     collected = set(unittest.TestLoader().getTestCaseNames(case))
     assert {name if name.startswith("test") else f"test_{name}" for name in names} <= collected

@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "client": {"client", "proto"},
     "ops": {"ops", "client", "proto"},
 }
+#: A node inside a client's process: the one module, the one function in it, and all that it may import of a node.
+EMBEDDED = ("client/cluster/embedded.py", "_node", {"raftstorage.node", "raftstorage.node.embedded"})
 #: The core's whole world: no clock, no randomness of its own, no file, no socket, no task.
 CORE_MAY_IMPORT = {"__future__", "abc", "bisect", "collections", "dataclasses", "enum", "typing"}
 LONGEST = 400
@@ -60,6 +62,24 @@ def imports_of(path: Path) -> list[str]:
     return list(imported(ast.parse(path.read_text(), str(path)), package))
 
 
+def node_imports(path: Path) -> list[tuple[str, str]]:
+    """(function, module of a node) for each import of one; the function is "" at the top of the module."""
+    package = ".".join(["raftstorage", *path.relative_to(ROOT).parent.parts])
+
+    def walk(tree: ast.AST, function: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(tree):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from walk(child, child.name)
+                continue
+            if isinstance(child, ast.Import | ast.ImportFrom | ast.Call):
+                shallow = ast.Module([child if isinstance(child, ast.stmt) else ast.Expr(child)], [])
+                yield from ((function, name) for name in imported(shallow, package) if ours([name]) == {"node"})
+            if not isinstance(child, ast.Call):
+                yield from walk(child, function)
+
+    return list(walk(ast.parse(path.read_text(), str(path)), ""))
+
+
 def ours(names: list[str]) -> set[str]:
     """The parts of ours among the imported names."""
     return {name.split(".")[1] for name in names if name.startswith("raftstorage.")}
@@ -67,8 +87,16 @@ def ours(names: list[str]) -> set[str]:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_arrows_run_one_way(part: str) -> None:
-    wrong = {str(path): ours(imports_of(path)) - MAY_IMPORT[part] for path in sources(part)}
+    wrong = {str(path.relative_to(ROOT)): ours(imports_of(path)) - MAY_IMPORT[part] for path in sources(part)}
+    if part == "client":
+        assert wrong.pop(EMBEDDED[0]) == {"node"}
     assert {path: parts for path, parts in wrong.items() if parts} == {}
+
+
+def test_a_client_imports_a_node_in_one_function_and_only_what_is_made_for_it() -> None:
+    path, function, modules = EMBEDDED
+    assert {name for _, name in node_imports(ROOT / path)} == modules
+    assert {where for where, _ in node_imports(ROOT / path)} == {function}
 
 
 def test_the_core_imports_only_what_is_pure() -> None:
