@@ -24,6 +24,7 @@ CODES: dict[int, int] = {
     pb.STALE_TID: 9,
     pb.INTERNAL: 13,
     pb.STOPPING: 14,
+    pb.STORAGE_FULL: 8,
 }
 
 

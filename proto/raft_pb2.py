@@ -24,25 +24,39 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1craftstorage/proto/raft.proto\x12\x0eraftstorage.v1\"d\n\tPeerBatch\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x19.raftstorage.v1.PeerHello\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.raftstorage.v1.RaftMessage\"^\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x12\n\nto_node_id\x18\x04 \x01(\x04\"\xfd\x03\n\x0bRaftMessage\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .raftstorage.v1.RaftMessage.Type\x12\x11\n\tfrom_node\x18\x02 \x01(\x04\x12\x0f\n\x07to_node\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x11\n\tlog_index\x18\x05 \x01(\x04\x12\x10\n\x08log_term\x18\x06 \x01(\x04\x12)\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x18.raftstorage.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x12\n\nhint_index\x18\n \x01(\x04\x12\x11\n\thint_term\x18\x0b \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x04\x12\x10\n\x08transfer\x18\r \x01(\x08\"\xd1\x01\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PRE_VOTE\x10\x01\x12\x12\n\x0ePRE_VOTE_REPLY\x10\x02\x12\x08\n\x04VOTE\x10\x03\x12\x0e\n\nVOTE_REPLY\x10\x04\x12\n\n\x06\x41PPEND\x10\x05\x12\x10\n\x0c\x41PPEND_REPLY\x10\x06\x12\r\n\tHEARTBEAT\x10\x07\x12\x13\n\x0fHEARTBEAT_REPLY\x10\x08\x12\x0f\n\x0bTIMEOUT_NOW\x10\t\x12\x0e\n\nREAD_INDEX\x10\n\x12\x14\n\x10READ_INDEX_REPLY\x10\x0b\"\xa7\x01\n\x08LogEntry\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.raftstorage.v1.LogEntry.Kind\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"C\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43OMMAND\x10\x01\x12\x08\n\x04NOOP\x10\x02\x12\x0e\n\nMEMBERSHIP\x10\x03\x32M\n\x05Peers\x12\x44\n\x08\x45xchange\x12\x19.raftstorage.v1.PeerBatch\x1a\x19.raftstorage.v1.PeerBatch(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1craftstorage/proto/raft.proto\x12\x0eraftstorage.v1\"\x94\x01\n\tPeerBatch\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x19.raftstorage.v1.PeerHello\x12-\n\x08messages\x18\x02 \x03(\x0b\x32\x1b.raftstorage.v1.RaftMessage\x12.\n\x06status\x18\x03 \x01(\x0b\x32\x1e.raftstorage.v1.PeerStatusNote\"\xc2\x01\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x12\n\nto_node_id\x18\x04 \x01(\x04\x12\x1c\n\x14min_protocol_version\x18\x05 \x01(\r\x12\x10\n\x08instance\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\r\x12\x10\n\x08software\x18\t \x01(\t\":\n\x0ePeerStatusNote\x12\x11\n\tdisk_full\x18\x01 \x01(\x08\x12\x15\n\rapplied_index\x18\x02 \x01(\x04\"\x8b\x04\n\x0bRaftMessage\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .raftstorage.v1.RaftMessage.Type\x12\x11\n\tfrom_node\x18\x02 \x01(\x04\x12\x0f\n\x07to_node\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x11\n\tlog_index\x18\x05 \x01(\x04\x12\x10\n\x08log_term\x18\x06 \x01(\x04\x12)\n\x07\x65ntries\x18\x07 \x03(\x0b\x32\x18.raftstorage.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12\x0e\n\x06reject\x18\t \x01(\x08\x12\x12\n\nhint_index\x18\n \x01(\x04\x12\x11\n\thint_term\x18\x0b \x01(\x04\x12\x0f\n\x07\x63ontext\x18\x0c \x01(\x04\x12\x10\n\x08transfer\x18\r \x01(\x08\"\xdf\x01\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PRE_VOTE\x10\x01\x12\x12\n\x0ePRE_VOTE_REPLY\x10\x02\x12\x08\n\x04VOTE\x10\x03\x12\x0e\n\nVOTE_REPLY\x10\x04\x12\n\n\x06\x41PPEND\x10\x05\x12\x10\n\x0c\x41PPEND_REPLY\x10\x06\x12\r\n\tHEARTBEAT\x10\x07\x12\x13\n\x0fHEARTBEAT_REPLY\x10\x08\x12\x0f\n\x0bTIMEOUT_NOW\x10\t\x12\x0e\n\nREAD_INDEX\x10\n\x12\x14\n\x10READ_INDEX_REPLY\x10\x0b\x12\x0c\n\x08SNAPSHOT\x10\x0c\"\xa7\x01\n\x08LogEntry\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.raftstorage.v1.LogEntry.Kind\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"C\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x43OMMAND\x10\x01\x12\x08\n\x04NOOP\x10\x02\x12\x0e\n\nMEMBERSHIP\x10\x03\"\x80\x01\n\x0fSnapshotRequest\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x19.raftstorage.v1.PeerHello\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12.\n\x04have\x18\x03 \x03(\x0b\x32 .raftstorage.v1.SnapshotPosition\"/\n\x10SnapshotPosition\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"{\n\rSnapshotChunk\x12\x34\n\x08manifest\x18\x01 \x01(\x0b\x32 .raftstorage.v1.SnapshotManifestH\x00\x12,\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x1c.raftstorage.v1.SnapshotDataH\x00\x42\x06\n\x04kind\"\x95\x01\n\x10SnapshotManifest\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x12\n\nmembership\x18\x04 \x01(\x0c\x12+\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x1c.raftstorage.v1.SnapshotFile\x12\x0e\n\x06\x66ormat\x18\x06 \x01(\r\":\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x03 \x01(\x07\"J\n\x0cSnapshotData\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63rc32c\x18\x04 \x01(\x07\x32\x9b\x01\n\x05Peers\x12\x44\n\x08\x45xchange\x12\x19.raftstorage.v1.PeerBatch\x1a\x19.raftstorage.v1.PeerBatch(\x01\x30\x01\x12L\n\x08Snapshot\x12\x1f.raftstorage.v1.SnapshotRequest\x1a\x1d.raftstorage.v1.SnapshotChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftstorage.proto.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERBATCH']._serialized_start=48
-  _globals['_PEERBATCH']._serialized_end=148
-  _globals['_PEERHELLO']._serialized_start=150
-  _globals['_PEERHELLO']._serialized_end=244
-  _globals['_RAFTMESSAGE']._serialized_start=247
-  _globals['_RAFTMESSAGE']._serialized_end=756
-  _globals['_RAFTMESSAGE_TYPE']._serialized_start=547
-  _globals['_RAFTMESSAGE_TYPE']._serialized_end=756
-  _globals['_LOGENTRY']._serialized_start=759
-  _globals['_LOGENTRY']._serialized_end=926
-  _globals['_LOGENTRY_KIND']._serialized_start=859
-  _globals['_LOGENTRY_KIND']._serialized_end=926
-  _globals['_PEERS']._serialized_start=928
-  _globals['_PEERS']._serialized_end=1005
+  _globals['_PEERBATCH']._serialized_start=49
+  _globals['_PEERBATCH']._serialized_end=197
+  _globals['_PEERHELLO']._serialized_start=200
+  _globals['_PEERHELLO']._serialized_end=394
+  _globals['_PEERSTATUSNOTE']._serialized_start=396
+  _globals['_PEERSTATUSNOTE']._serialized_end=454
+  _globals['_RAFTMESSAGE']._serialized_start=457
+  _globals['_RAFTMESSAGE']._serialized_end=980
+  _globals['_RAFTMESSAGE_TYPE']._serialized_start=757
+  _globals['_RAFTMESSAGE_TYPE']._serialized_end=980
+  _globals['_LOGENTRY']._serialized_start=983
+  _globals['_LOGENTRY']._serialized_end=1150
+  _globals['_LOGENTRY_KIND']._serialized_start=1083
+  _globals['_LOGENTRY_KIND']._serialized_end=1150
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1153
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1281
+  _globals['_SNAPSHOTPOSITION']._serialized_start=1283
+  _globals['_SNAPSHOTPOSITION']._serialized_end=1330
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1332
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1455
+  _globals['_SNAPSHOTMANIFEST']._serialized_start=1458
+  _globals['_SNAPSHOTMANIFEST']._serialized_end=1607
+  _globals['_SNAPSHOTFILE']._serialized_start=1609
+  _globals['_SNAPSHOTFILE']._serialized_end=1667
+  _globals['_SNAPSHOTDATA']._serialized_start=1669
+  _globals['_SNAPSHOTDATA']._serialized_end=1743
+  _globals['_PEERS']._serialized_start=1746
+  _globals['_PEERS']._serialized_end=1901
 # @@protoc_insertion_point(module_scope)

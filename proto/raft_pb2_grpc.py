@@ -26,9 +26,11 @@ if _version_not_supported:
 
 
 class PeersStub:
-    """One stream for each pair of peers: the peer with the lower node id dials. Either side sends a PeerHello
-    first, in a batch of its own; a side that cannot work with the other's hello ends the stream with
-    FAILED_PRECONDITION (other cluster, other node, unknown member) or UNIMPLEMENTED (protocol version).
+    """One stream for each pair of peers. Either may dial; of two streams the one that the lower node id dialled
+    stays. Either side sends a PeerHello first, in a batch of its own; a side that cannot work with the other's
+    hello ends the stream with FAILED_PRECONDITION (other cluster, other node, another directory than the one known
+    for that node) or UNIMPLEMENTED (no common protocol version). The trailing metadata "raftstorage-refusal" says
+    which: "hello", "version", "cluster", "node", "instance".
     """
 
     def __init__(self, channel):
@@ -42,16 +44,30 @@ class PeersStub:
                 request_serializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
                 response_deserializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_stream(
+                '/raftstorage.v1.Peers/Snapshot',
+                request_serializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.FromString,
+                _registered_method=True)
 
 
 class PeersServicer:
-    """One stream for each pair of peers: the peer with the lower node id dials. Either side sends a PeerHello
-    first, in a batch of its own; a side that cannot work with the other's hello ends the stream with
-    FAILED_PRECONDITION (other cluster, other node, unknown member) or UNIMPLEMENTED (protocol version).
+    """One stream for each pair of peers. Either may dial; of two streams the one that the lower node id dialled
+    stays. Either side sends a PeerHello first, in a batch of its own; a side that cannot work with the other's
+    hello ends the stream with FAILED_PRECONDITION (other cluster, other node, another directory than the one known
+    for that node) or UNIMPLEMENTED (no common protocol version). The trailing metadata "raftstorage-refusal" says
+    which: "hello", "version", "cluster", "node", "instance".
     """
 
     def Exchange(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """A snapshot's manifest, then its files. The request's hello is checked as a stream's.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -64,6 +80,11 @@ def add_PeersServicer_to_server(servicer, server):
                     request_deserializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
                     response_serializer=raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
             ),
+            'Snapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'raftstorage.v1.Peers', rpc_method_handlers)
@@ -73,9 +94,11 @@ def add_PeersServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peers:
-    """One stream for each pair of peers: the peer with the lower node id dials. Either side sends a PeerHello
-    first, in a batch of its own; a side that cannot work with the other's hello ends the stream with
-    FAILED_PRECONDITION (other cluster, other node, unknown member) or UNIMPLEMENTED (protocol version).
+    """One stream for each pair of peers. Either may dial; of two streams the one that the lower node id dialled
+    stays. Either side sends a PeerHello first, in a batch of its own; a side that cannot work with the other's
+    hello ends the stream with FAILED_PRECONDITION (other cluster, other node, another directory than the one known
+    for that node) or UNIMPLEMENTED (no common protocol version). The trailing metadata "raftstorage-refusal" says
+    which: "hello", "version", "cluster", "node", "instance".
     """
 
     @staticmethod
@@ -95,6 +118,33 @@ class Peers:
             '/raftstorage.v1.Peers/Exchange',
             raftstorage_dot_proto_dot_raft__pb2.PeerBatch.SerializeToString,
             raftstorage_dot_proto_dot_raft__pb2.PeerBatch.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/raftstorage.v1.Peers/Snapshot',
+            raftstorage_dot_proto_dot_raft__pb2.SnapshotRequest.SerializeToString,
+            raftstorage_dot_proto_dot_raft__pb2.SnapshotChunk.FromString,
             options,
             channel_credentials,
             insecure,

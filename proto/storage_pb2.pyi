@@ -27,6 +27,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STALE_TID: _ClassVar[Reason]
     INTERNAL: _ClassVar[Reason]
     STOPPING: _ClassVar[Reason]
+    STORAGE_FULL: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 PROTOCOL_MISMATCH: Reason
 WRONG_CLUSTER: Reason
@@ -45,6 +46,7 @@ LEADERSHIP_LOST: Reason
 STALE_TID: Reason
 INTERNAL: Reason
 STOPPING: Reason
+STORAGE_FULL: Reason
 
 class RequestBatch(_message.Message):
     __slots__ = ("requests",)
@@ -59,7 +61,7 @@ class EventBatch(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "hello", "load_before", "load_serial", "history", "vote", "finish", "abort", "commit", "allocate_oids", "read_barrier", "read_transactions", "size")
+    __slots__ = ("id", "hello", "load_before", "load_serial", "history", "vote", "finish", "abort", "commit", "allocate_oids", "read_barrier", "read_transactions", "size", "part")
     ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     LOAD_BEFORE_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +75,7 @@ class Request(_message.Message):
     READ_BARRIER_FIELD_NUMBER: _ClassVar[int]
     READ_TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     id: int
     hello: Hello
     load_before: LoadBefore
@@ -86,7 +89,8 @@ class Request(_message.Message):
     read_barrier: ReadBarrier
     read_transactions: ReadTransactions
     size: Size
-    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., load_before: _Optional[_Union[LoadBefore, _Mapping]] = ..., load_serial: _Optional[_Union[LoadSerial, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., allocate_oids: _Optional[_Union[AllocateOids, _Mapping]] = ..., read_barrier: _Optional[_Union[ReadBarrier, _Mapping]] = ..., read_transactions: _Optional[_Union[ReadTransactions, _Mapping]] = ..., size: _Optional[_Union[Size, _Mapping]] = ...) -> None: ...
+    part: Part
+    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., load_before: _Optional[_Union[LoadBefore, _Mapping]] = ..., load_serial: _Optional[_Union[LoadSerial, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., allocate_oids: _Optional[_Union[AllocateOids, _Mapping]] = ..., read_barrier: _Optional[_Union[ReadBarrier, _Mapping]] = ..., read_transactions: _Optional[_Union[ReadTransactions, _Mapping]] = ..., size: _Optional[_Union[Size, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("id", "failure", "welcome", "invalidations", "leader", "record", "history", "vote", "committed", "aborted", "oids", "read_point", "transactions", "size")
@@ -121,21 +125,23 @@ class Event(_message.Message):
     def __init__(self, id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invalidations: _Optional[_Union[Invalidations, _Mapping]] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., history: _Optional[_Union[HistoryReply, _Mapping]] = ..., vote: _Optional[_Union[VoteReply, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., oids: _Optional[_Union[OidRange, _Mapping]] = ..., read_point: _Optional[_Union[ReadPoint, _Mapping]] = ..., transactions: _Optional[_Union[Transactions, _Mapping]] = ..., size: _Optional[_Union[SizeReply, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only")
+    __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only", "min_protocol_version")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_TID_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     client_id: str
     cluster_id: str
     after_tid: bytes
     read_only: bool
-    def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ...) -> None: ...
+    min_protocol_version: int
+    def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ..., min_protocol_version: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms")
+    __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms", "min_protocol_version", "level")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +150,8 @@ class Welcome(_message.Message):
     MAX_RECORD_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_TRANSACTION_BYTES_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
+    MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     cluster_id: str
     node_id: int
@@ -152,7 +160,9 @@ class Welcome(_message.Message):
     max_record_bytes: int
     max_transaction_bytes: int
     lease_ms: int
-    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ...) -> None: ...
+    min_protocol_version: int
+    level: int
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., level: _Optional[int] = ...) -> None: ...
 
 class Leader(_message.Message):
     __slots__ = ("term", "node_id", "address", "members")
@@ -167,12 +177,14 @@ class Leader(_message.Message):
     def __init__(self, term: _Optional[int] = ..., node_id: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("node_id", "address")
+    __slots__ = ("node_id", "address", "learner")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LEARNER_FIELD_NUMBER: _ClassVar[int]
     node_id: int
     address: str
-    def __init__(self, node_id: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    learner: bool
+    def __init__(self, node_id: _Optional[int] = ..., address: _Optional[str] = ..., learner: _Optional[bool] = ...) -> None: ...
 
 class Invalidations(_message.Message):
     __slots__ = ("transactions",)
@@ -189,7 +201,7 @@ class Invalidation(_message.Message):
     def __init__(self, tid: _Optional[bytes] = ..., oids: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("code", "reason", "message", "oid", "serial", "expected_serial", "leader", "data")
+    __slots__ = ("code", "reason", "message", "oid", "serial", "expected_serial", "leader", "data", "retry_after_ms")
     CODE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -198,6 +210,7 @@ class Failure(_message.Message):
     EXPECTED_SERIAL_FIELD_NUMBER: _ClassVar[int]
     LEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     code: int
     reason: Reason
     message: str
@@ -206,7 +219,8 @@ class Failure(_message.Message):
     expected_serial: bytes
     leader: Leader
     data: bytes
-    def __init__(self, code: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., message: _Optional[str] = ..., oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., expected_serial: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., reason: _Optional[_Union[Reason, str]] = ..., message: _Optional[str] = ..., oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., expected_serial: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., data: _Optional[bytes] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class LoadBefore(_message.Message):
     __slots__ = ("oid", "before", "at_least")
@@ -379,12 +393,24 @@ class Check(_message.Message):
     def __init__(self, oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ...) -> None: ...
 
 class Vote(_message.Message):
-    __slots__ = ("transaction_id", "transaction")
+    __slots__ = ("transaction_id", "transaction", "parts")
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     transaction_id: bytes
     transaction: bytes
-    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+    parts: int
+    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("transaction_id", "number", "transaction")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    number: int
+    transaction: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ..., number: _Optional[int] = ..., transaction: _Optional[bytes] = ...) -> None: ...
 
 class VoteReply(_message.Message):
     __slots__ = ("conflicts",)
@@ -409,12 +435,14 @@ class Aborted(_message.Message):
     def __init__(self) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("transaction_id", "transaction")
+    __slots__ = ("transaction_id", "transaction", "parts")
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
     transaction_id: bytes
     transaction: bytes
-    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+    parts: int
+    def __init__(self, transaction_id: _Optional[bytes] = ..., transaction: _Optional[bytes] = ..., parts: _Optional[int] = ...) -> None: ...
 
 class Committed(_message.Message):
     __slots__ = ("tid",)
@@ -437,22 +465,38 @@ class OidRange(_message.Message):
     def __init__(self, first: _Optional[bytes] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("commit", "allocate")
+    __slots__ = ("commit", "allocate", "fragment")
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     ALLOCATE_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENT_FIELD_NUMBER: _ClassVar[int]
     commit: CommitCommand
     allocate: AllocateCommand
-    def __init__(self, commit: _Optional[_Union[CommitCommand, _Mapping]] = ..., allocate: _Optional[_Union[AllocateCommand, _Mapping]] = ...) -> None: ...
+    fragment: FragmentCommand
+    def __init__(self, commit: _Optional[_Union[CommitCommand, _Mapping]] = ..., allocate: _Optional[_Union[AllocateCommand, _Mapping]] = ..., fragment: _Optional[_Union[FragmentCommand, _Mapping]] = ...) -> None: ...
 
 class CommitCommand(_message.Message):
-    __slots__ = ("transaction_id", "tid", "transaction")
+    __slots__ = ("transaction_id", "tid", "transaction", "fragments")
     TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
     TID_FIELD_NUMBER: _ClassVar[int]
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    FRAGMENTS_FIELD_NUMBER: _ClassVar[int]
     transaction_id: bytes
     tid: bytes
     transaction: bytes
-    def __init__(self, transaction_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., transaction: _Optional[bytes] = ...) -> None: ...
+    fragments: int
+    def __init__(self, transaction_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., transaction: _Optional[bytes] = ..., fragments: _Optional[int] = ...) -> None: ...
+
+class FragmentCommand(_message.Message):
+    __slots__ = ("transaction_id", "tid", "number", "transaction")
+    TRANSACTION_ID_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_FIELD_NUMBER: _ClassVar[int]
+    transaction_id: bytes
+    tid: bytes
+    number: int
+    transaction: bytes
+    def __init__(self, transaction_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., number: _Optional[int] = ..., transaction: _Optional[bytes] = ...) -> None: ...
 
 class AllocateCommand(_message.Message):
     __slots__ = ("count",)

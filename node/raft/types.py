@@ -42,6 +42,7 @@ class MessageType(enum.IntEnum):
     TIMEOUT_NOW = 9
     READ_INDEX = 10
     READ_INDEX_REPLY = 11
+    SNAPSHOT = 12
 
 
 @dataclass(frozen=True, slots=True)
