@@ -16,9 +16,10 @@ import typer.main
 from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import DirectoryError
 from raftstorage.node.node import EXIT_DAMAGED, EXIT_FATAL, Node
-from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
+from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members, parse_versions
 from raftstorage.node.service.logging import configure
 from raftstorage.node.service.server import PortInUse
+from raftstorage.node.versions import Versions
 from raftstorage.node.wal import WalError
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,9 @@ SWITCH_INTERVAL_SECONDS = 0.0002
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-async def _serve(options: NodeOptions) -> None:
+async def _serve(options: NodeOptions, versions: Versions) -> None:
     context = configure(options.node_id, options.log_format, options.log_level, sys.stderr)
-    node = Node(options)
+    node = Node(options, versions=versions)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,6 +76,9 @@ def _run(
     lease_ms: Annotated[int, typer.Option(help="How long a vote holds its objects.")] = 30_000,
     log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    pretend_versions: Annotated[
+        str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
+    ] = "",
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
@@ -97,7 +101,7 @@ def _run(
         log_level,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, parse_versions(pretend_versions)))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -22,6 +22,7 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import GrpcServer, PortInUse
 from raftstorage.node.service.sessions import SessionLimits, StorageService
+from raftstorage.node.versions import VERSIONS, Versions
 from raftstorage.node.wal import Wal, WalDamaged
 
 log = logging.getLogger(__name__)
@@ -56,13 +57,21 @@ def end_process(error: BaseException) -> NoReturn:
 class Node:
     """One member of a cluster.
 
-    `on_leader` is called when this node leads and has applied all that was committed before; `on_follower` when it
-    has found the leader it follows, and when it stops leading. Functions or coroutine functions, called on the
-    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails.
+    `on_leader` is called when this node leads and has applied all that was committed before; `on_follower` when
+    it has found the leader it follows, and when it stops leading. Functions or coroutine functions, called on
+    the node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails.
+    `versions`: what this node says that it speaks and knows; tests pretend.
     """
 
-    def __init__(self, options: NodeOptions, *, fatal: Callable[[BaseException], NoReturn] = end_process) -> None:
+    def __init__(
+        self,
+        options: NodeOptions,
+        *,
+        fatal: Callable[[BaseException], NoReturn] = end_process,
+        versions: Versions = VERSIONS,
+    ) -> None:
         self.options = options
+        self.versions = versions
         self.identity = options.identity()
         self.metrics = NodeMetrics()
         self.on_leader: list[Callback] = []
@@ -102,7 +111,13 @@ class Node:
                 f"{directory.log} ends at entry {wal.last_index()}, but {directory.db} holds what was applied up "
                 f"to entry {engine.applied_index}: the log has lost its tail"
             )
-        peers = PeerTransport(self.identity, self.metrics, self._receive)
+        peers = PeerTransport(
+            self.identity,
+            self.metrics,
+            self._receive,
+            versions=self.versions,
+            address=self.identity.members[self.identity.node_id],
+        )
         self.driver = Driver(
             Config(
                 options.node_id,
@@ -123,7 +138,7 @@ class Node:
             max_transaction_bytes=options.max_transaction_bytes,
             lease_ms=options.lease_ms,
         )
-        self._storage = StorageService(self.driver, self.identity, limits, self.metrics)
+        self._storage = StorageService(self.driver, self.identity, limits, self.metrics, versions=self.versions)
         admin = AdminService(
             self.driver, self.identity, connected=peers.connected, sessions=self.metrics.connected_sessions
         )
