@@ -17,10 +17,11 @@ from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import DirectoryError
 from raftstorage.node.joining import JoinError
 from raftstorage.node.node import EXIT_DAMAGED, EXIT_DIRECTORY, EXIT_FATAL, Node
-from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members
+from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members, parse_versions
 from raftstorage.node.service.logging import configure
 from raftstorage.node.service.server import PortInUse
 from raftstorage.node.snapshots.install import InstallError
+from raftstorage.node.versions import Versions
 from raftstorage.node.wal import WalError
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ SWITCH_INTERVAL_SECONDS = 0.0002
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-async def _serve(options: NodeOptions) -> None:
+async def _serve(options: NodeOptions, versions: Versions) -> None:
     context = configure(options.node_id, options.log_format, options.log_level, sys.stderr)
-    node = Node(options)
+    node = Node(options, versions=versions)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,6 +100,9 @@ def _run(
     disk_reserve_bytes: Annotated[
         int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
     ] = 0,
+    pretend_versions: Annotated[
+        str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
+    ] = "",
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
@@ -130,7 +134,7 @@ def _run(
         disk_reserve_bytes,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, parse_versions(pretend_versions)))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raftstorage.node.identity import NodeIdentity, default_cluster_id, is_cluster_id
+from raftstorage.node.versions import VERSIONS, Versions
 
 MIB = 1 << 20
 #: Above the largest transaction a message also carries its frame; gRPC's limit is set with that in mind.
@@ -141,6 +142,22 @@ def parse_members(items: Sequence[str]) -> dict[int, str]:
             raise OptionError(f"--member {item!r}: node {int(node)} is given twice")
         members[int(node)] = address
     return members
+
+
+def parse_versions(text: str) -> Versions:
+    """What a node is to pretend, from "MIN:MAX:LEVEL" or "MIN:MAX:LEVEL:OLDEST"; empty: the truth. OptionError.
+
+    MIN and MAX: the protocol versions that it speaks; LEVEL and OLDEST: the feature levels that it can work with.
+    """
+    if not text:
+        return VERSIONS
+    numbers = text.split(":")
+    if len(numbers) not in (3, 4) or not all(each.isascii() and each.isdigit() for each in numbers):
+        raise OptionError(f"--pretend-versions {text!r} is not MIN:MAX:LEVEL")
+    oldest, newest, level, oldest_level = map(int, [*numbers, "0"][:4])
+    if not 1 <= oldest <= newest < 1 << 32 or not oldest_level <= level < 1 << 32:
+        raise OptionError(f"--pretend-versions {text!r}: no software has such versions")
+    return Versions((oldest, newest), level, oldest_level, f"{VERSIONS.software}, pretending {text}")
 
 
 def _bounds(name: str, value: int, low: int, high: int) -> None:

@@ -81,6 +81,9 @@ class Connection:
     ) -> None:
         self.replica = replica
         self.after_tid = b""  # the Hello's
+        #: Since the last welcome: the protocol version that is spoken, and the cluster's feature level then.
+        self.protocol = 0
+        self.level = 0
         self._owner = owner
         self._random = random
         self._pending: list[tuple[int, Call]] = []

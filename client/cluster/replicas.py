@@ -13,7 +13,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raftstorage.proto import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION
 from raftstorage.proto import storage_pb2 as pb
+from raftstorage.proto.versions import Range, agreed, named, spoken
 
 from . import policy
 from .addresses import parse_addresses
@@ -28,9 +30,10 @@ from .runner import Running
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = 1
 #: Parts of a large transaction are given time by this rate, beside the time for the answer.
 PATIENT_BYTES_PER_SECOND = 2 << 20
+#: (oldest, newest) protocol version that this client speaks.
+PROTOCOL: Range = (MIN_PROTOCOL_VERSION, PROTOCOL_VERSION)
 CHECK_SECONDS = 0.5
 
 
@@ -135,7 +138,8 @@ class Replicas:
 
     def hello(self) -> pb.Hello:
         return pb.Hello(
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=PROTOCOL[1],
+            min_protocol_version=PROTOCOL[0],
             client_id=self._client_id,
             cluster_id=self.cluster_id,
             after_tid=self._feed.accepted if self._started else b"",
@@ -144,10 +148,11 @@ class Replicas:
 
     def up(self, connection: Connection, welcome: pb.Welcome) -> None:
         address = connection.replica.address
-        if welcome.protocol_version != PROTOCOL_VERSION:
-            raise ProtocolMismatch(
-                f"{address} speaks version {welcome.protocol_version}, this is {PROTOCOL_VERSION}"
-            )
+        theirs = spoken(welcome.protocol_version, welcome.min_protocol_version)
+        protocol = agreed(PROTOCOL, theirs)
+        if protocol is None:
+            raise ProtocolMismatch(f"{address} speaks protocol {named(theirs)}, this client {named(PROTOCOL)}")
+        connection.protocol, connection.level = protocol, welcome.level
         if self.cluster_id and welcome.cluster_id != self.cluster_id:
             raise WrongCluster(f"{address} belongs to cluster {welcome.cluster_id}, not to {self.cluster_id}")
         if self._started and not connection.after_tid and welcome.last_tid > self._feed.accepted:

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from raftstorage.node.driver import Driver
 from raftstorage.node.options import split_address
 from raftstorage.node.service.parsing import RefuseMalformed
-from raftstorage.node.service.peers import MAX_MESSAGE_BYTES
+from raftstorage.node.service.peer_dialer import MAX_MESSAGE_BYTES
 from raftstorage.proto import admin_pb2, admin_pb2_grpc, raft_pb2, raft_pb2_grpc, storage_pb2, storage_pb2_grpc
 
 log = logging.getLogger(__name__)

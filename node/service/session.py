@@ -31,6 +31,7 @@ class ClientSession:
     def __init__(self, limits: SessionLimits, crowd: Sized = ((),)) -> None:
         self.read_only = False
         self.greeted = False
+        self.protocol = 0  # the version that is spoken with this client
         #: Takes live invalidations above `after`; it has caught up with all before.
         self.live = False
         self.after = b""

@@ -31,8 +31,10 @@ from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.transacting import Transacting
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
-from raftstorage.proto import PARTS_LEVEL, PROTOCOL_VERSION, storage_pb2_grpc
+from raftstorage.node.versions import VERSIONS, Versions, agreed
 from raftstorage.proto import storage_pb2 as pb
+from raftstorage.proto import storage_pb2_grpc
+from raftstorage.proto.versions import named, spoken
 
 __all__ = ["SessionLimits", "StorageService"]
 
@@ -58,6 +60,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
     """One for each node. Listens to the driver from the start; `close` ends all sessions.
 
     `clock`: seconds since the epoch; tids are near it. `bounds`: how much a leader takes on. `room`: of the disk.
+    `level()`: the feature level that the log may use now.
     """
 
     def __init__(
@@ -69,12 +72,16 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         clock: Callable[[], float] = time.time,
         bounds: Bounds | None = None,
         room: Callable[[], Room] = lambda: Room.AMPLE,
+        versions: Versions = VERSIONS,
+        level: Callable[[], int] = lambda: 0,
     ) -> None:
         self._driver = driver
         self._engine = driver.engine
         self._identity = identity
         self._limits = limits
         self._metrics = metrics
+        self._versions = versions
+        self._level = level
         self._sessions: dict[ClientSession, None] = {}  # in the order they came
         self._handlers: set[asyncio.Task[None]] = set()
         self._reads = Reads(driver.engine, driver.fail)
@@ -290,9 +297,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         hello = request.hello
         problem = check_hello(request)
         status = grpc.StatusCode.INVALID_ARGUMENT
-        if problem is None and hello.protocol_version != PROTOCOL_VERSION:
+        speaks, theirs = self._versions.protocol, spoken(hello.protocol_version, hello.min_protocol_version)
+        session.protocol = agreed(speaks, theirs) or 0
+        if problem is None and not session.protocol:
             status = grpc.StatusCode.UNIMPLEMENTED
-            text = f"this node speaks protocol {PROTOCOL_VERSION}, not {hello.protocol_version}"
+            text = f"this node speaks protocol {named(speaks)}, not {named(theirs)}"
             problem = failure(pb.PROTOCOL_MISMATCH, text)
         elif problem is None and hello.cluster_id not in ("", self._identity.cluster_id):
             status = grpc.StatusCode.FAILED_PRECONDITION
@@ -306,7 +315,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         session.read_only = hello.read_only
         session.after = hello.after_tid or self._engine.last_tid
         welcome = pb.Welcome(
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=speaks[1],
+            min_protocol_version=speaks[0],
+            level=self._level(),
             cluster_id=self._identity.cluster_id,
             node_id=self._identity.node_id,
             last_tid=self._engine.last_tid,
