@@ -45,7 +45,7 @@ def ask_leader(addresses: Sequence[str], timeout: float, call: Callable[[Any], A
         try:
             return call(admin_pb2_grpc.AdminStub(channel))  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            code, details = error.code(), error.details()  # type: ignore[attr-defined]
+            code, details = error.code(), error.details()
             if code in (
                 grpc.StatusCode.FAILED_PRECONDITION,
                 grpc.StatusCode.NOT_FOUND,

@@ -165,16 +165,18 @@ class Welcome(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., level: _Optional[int] = ...) -> None: ...
 
 class Leader(_message.Message):
-    __slots__ = ("term", "node_id", "address", "members")
+    __slots__ = ("term", "node_id", "address", "members", "level")
     TERM_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
     term: int
     node_id: int
     address: str
     members: _containers.RepeatedCompositeFieldContainer[Member]
-    def __init__(self, term: _Optional[int] = ..., node_id: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+    level: int
+    def __init__(self, term: _Optional[int] = ..., node_id: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., level: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("node_id", "address", "learner")

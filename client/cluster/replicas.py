@@ -163,7 +163,7 @@ class Replicas:
         self.cluster_id = welcome.cluster_id
         self.limits = welcome
         self._drop_twin(connection.replica)
-        self._learn(welcome.leader)
+        self._learn(welcome.leader, welcome.node_id)
         self._tell_all()
 
     def down(self, connection: Connection, error: BaseException | None) -> None:
@@ -178,10 +178,11 @@ class Replicas:
         if kind == "invalidations":
             self._invalidated(connection, event.invalidations)
         elif kind == "leader":
-            if self._learn(event.leader):
+            if self._learn(event.leader, connection.replica.node_id):
                 self._tell_all()
-        elif kind == "failure" and event.failure.reason == pb.NOT_LEADER and self._learn(event.failure.leader):
-            self._tell_all()
+        elif kind == "failure" and event.failure.reason == pb.NOT_LEADER:
+            if self._learn(event.failure.leader, connection.replica.node_id):
+                self._tell_all()
 
     def _invalidated(self, connection: Connection, news: pb.Invalidations) -> None:
         replica = connection.replica
@@ -190,8 +191,13 @@ class Replicas:
             if self._started:
                 self._feed.accept(one.tid, one.oids)
 
-    def _learn(self, leader: pb.Leader) -> bool:
-        known = {replica.node_id for replica in self.book.replicas.values()}
+    def _learn(self, leader: pb.Leader, told_by: int) -> bool:
+        """`told_by`: the node id of whoever says so. Only the leader itself is believed that a member is gone."""
+        self.limits.level = max(self.limits.level, leader.level)
+        if told_by == leader.node_id and leader.members:
+            self._drop_strangers({member.address for member in leader.members})
+        # One that is not connected may have another address by now.
+        known = {replica.node_id for replica in self.book.connected()}
         for member in leader.members:
             if member.node_id not in known and member.address and member.address not in self.connections:
                 try:
@@ -209,16 +215,24 @@ class Replicas:
                 self._metrics.failovers.inc()
         return changed
 
+    def _drop_strangers(self, members: set[str]) -> None:
+        """Closes the streams to learnt addresses that are no member's any more; named ones are dialled for ever."""
+        for address in sorted(self.connections.keys() - members - set(self.addresses)):
+            self._drop(address)
+
+    def _drop(self, address: str) -> None:
+        del self.book.replicas[address]
+        task = self._loop.create_task(self.connections.pop(address).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     def _drop_twin(self, replica: policy.Replica) -> None:
         """One node may have been named (localhost) and learnt (127.0.0.1): the named address is kept."""
         for other in list(self.book.connected()):
             if other is not replica and other.node_id == replica.node_id:
                 twin = other if replica.address in self.addresses else replica
                 if twin.address not in self.addresses:
-                    del self.book.replicas[twin.address]
-                    task = self._loop.create_task(self.connections.pop(twin.address).close())
-                    self._closing.add(task)
-                    task.add_done_callback(self._closing.discard)
+                    self._drop(twin.address)
 
     def _tell_all(self) -> None:
         self._changed()

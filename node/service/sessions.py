@@ -191,6 +191,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 )
                 for member in membership.members
             ],
+            level=self._level(),
         )
 
     @contextmanager
@@ -325,7 +326,6 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             max_record_bytes=self._limits.max_record_bytes,
             max_transaction_bytes=self._limits.max_transaction_bytes,
             lease_ms=self._limits.lease_ms,
-            level=PARTS_LEVEL,
         )
         term, leader = self._driver.term, self._driver.leader
         session.put(pb.Event(id=request.id, welcome=welcome))
