@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from raftstorage.node.engine.api import Z64, Conflict, Engine
@@ -38,7 +38,7 @@ class Examination:
         """All, or MOST_CONFLICTS of them. To be read when `done`."""
         return list(self._found.values())
 
-    def changed(self, tid: bytes, oids: Sequence[bytes]) -> None:
+    def changed(self, tid: bytes, oids: Iterable[bytes]) -> None:
         """A transaction was applied."""
         self._news.append((tid, iter(oids)))
 
