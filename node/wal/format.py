@@ -81,7 +81,7 @@ class Header:
             raise WalError(f"{file} has log format {form}; this version knows formats 1 to {FORMAT}")
         if _CRC.unpack_from(data, _HEADER.size)[0] != google_crc32c.value(body):
             raise WalDamaged(file, 0, "the header does not match its checksum")
-        _magic, _form, sequence, size, first_index, previous_end, salt = _HEADER.unpack(body)
+        _, _, sequence, size, first_index, previous_end, salt = _HEADER.unpack(body)
         return cls(sequence, size, first_index, previous_end, salt, form)
 
 
