@@ -25,13 +25,13 @@ class Examination:
         self._engine = engine
         self._parts = parts
         self._news: deque[tuple[bytes, Iterator[bytes]]] = deque()
-        self._left = self._objects()
-        self._through = False
+        self._objects = self._all_objects()
+        self._left = len(parts.written) + len(parts.checked)
         self._found: dict[tuple[bytes, bool], Conflict] = {}
 
     @property
     def done(self) -> bool:
-        return not self._news and (self._through or len(self._found) >= MOST_CONFLICTS)
+        return not self._news and (not self._left or len(self._found) >= MOST_CONFLICTS)
 
     @property
     def conflicts(self) -> list[Conflict]:
@@ -55,14 +55,14 @@ class Examination:
                 self._news.popleft()
             left -= looked
         while left > 0 and not self.done:
-            some = list(islice(self._left, left))
-            self._through = len(some) < left
-            left -= max(1, len(some))
+            some = list(islice(self._objects, left))
+            self._left -= len(some)
+            left -= len(some)
             for oid, expected, reading in some:
                 self._compare(oid, self._engine.current_serial(oid) or Z64, expected, reading)
         return self.done
 
-    def _objects(self) -> Iterator[tuple[bytes, bytes, bool]]:
+    def _all_objects(self) -> Iterator[tuple[bytes, bytes, bool]]:
         for oid, expected in self._parts.written.items():
             yield oid, expected, False
         for oid, expected in self._parts.checked.items():

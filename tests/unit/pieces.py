@@ -28,7 +28,7 @@ def put_together(bodies: list[bytes]) -> bytes:
 
 
 def pieces(transaction: pb.Transaction, sizes: Iterable[int], cut: int = 1 << 30) -> tuple[list[bytes], bytes]:
-    """Parts of so many records each, until there are none left, and the rest. A record above `cut` bytes of data is
+    """Parts of so many records each while there are any, and the rest. A record above `cut` bytes of data is
     spread over parts of its own."""
     rest = pb.Transaction()
     rest.CopyFrom(transaction)

@@ -16,14 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.failures import not_leader
-from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
 from raftstorage.node.tids import LAST_GIVEN
-from raftstorage.node.transactions import Coordinator, CoordinatorLimits
+from raftstorage.node.transactions import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.service.fuzzing import Reply, Txn, explore
+from tests.unit.transactions.coordinators import LEASE, Node
 
-LEASE = 30.0
 #: A client that gets one of these gives its transaction up for good.
 FINAL = {pb.CONFLICT, pb.READ_CONFLICT, pb.STALE_TID, pb.LEASE_EXPIRED}
 #: After these it asks again, with a Commit.
@@ -31,54 +30,6 @@ AGAIN = {pb.UNKNOWN_VOTE, pb.NOT_LEADER, pb.LEADERSHIP_LOST, pb.BUSY}
 
 
 p64 = Struct(">Q").pack
-
-
-class Node:
-    """A coordinator with its engine and a log of (term, data), which others may cut."""
-
-    def __init__(self, world: CommitMachine, limits: CoordinatorLimits) -> None:
-        self.world = world
-        self.engine = MemoryEngine()
-        self.log: list[tuple[int, bytes]] = []
-        self.open: list[Reply] = []
-        self.term = self.begins = 0
-        self.leads = self.ready = self.busy = False
-        self.coordinator = Coordinator(
-            self.engine, self.propose, lambda: self.term, lambda: world.wall, LEASE, limits
-        )
-
-    def propose(self, data: bytes) -> int:
-        if not self.leads or self.busy:
-            raise NotLeader("no")
-        self.log.append((self.term, data))
-        return len(self.log)
-
-    def step_down(self) -> None:
-        self.leads = self.ready = False
-        self.coordinator.lost_leadership()
-        assert not self.open, "somebody waits for what this node cannot decide any more"
-
-    def apply(self, count: int) -> None:
-        """As a driver does: the role is gone already, but the listeners hear of it after what was applied."""
-        begin = self.engine.applied_index
-        batch = self.world.committed[begin : begin + count]
-        end = begin + len(batch)
-        deposed = self.leads and self.log[begin:end] != batch
-        if deposed:
-            self.leads = False
-        if self.log[:end] != self.world.committed[:end]:
-            self.log = self.world.committed[:end]
-        applied = []
-        for index, (term, data) in enumerate(batch, begin + 1):
-            kind = EntryKind.COMMAND if data else EntryKind.NOOP
-            entry = Entry(term, index, kind, data)
-            applied.append((entry, self.engine.apply(entry)))
-        self.coordinator.applied(applied, self.world.now)
-        if deposed:
-            self.step_down()
-        elif self.leads and not self.ready and end >= self.begins:
-            self.ready = True
-            self.coordinator.became_ready()
 
 
 numbers = st.integers(0, 3)
@@ -98,6 +49,8 @@ specs = st.tuples(
 
 
 class CommitMachine(RuleBasedStateMachine):
+    engine = MemoryEngine
+
     @initialize(waiting=st.sampled_from([1, 100]), restores=st.booleans())
     def begin(self, waiting: int, restores: bool) -> None:
         limits = CoordinatorLimits(waiting=waiting, expired=waiting)
@@ -105,7 +58,7 @@ class CommitMachine(RuleBasedStateMachine):
         self.now, self.wall = 1000.0, 1.7e9
         self.term = 0
         self.committed: list[tuple[int, bytes]] = []
-        self.truth = MemoryEngine()
+        self.truth = self.engine()
         self.txns: dict[bytes, Txn] = {}
         self.bodies: dict[bytes, set[bytes]] = {}
         self.tids: dict[bytes, bytes] = {}
@@ -151,7 +104,7 @@ class CommitMachine(RuleBasedStateMachine):
                 assert txn.identity not in self.tids, "committed twice"
                 assert txn.asked, "committed, and nobody asked for it"
                 assert not txn.refused, f"committed, but its client was told {txn.refused}"
-                assert command.commit.transaction in self.bodies[txn.identity]
+                assert self.body_of(command) in self.bodies[txn.identity]
                 self.tids[txn.identity] = outcome.tid
 
     @rule(number=who, count=st.sampled_from([1, 1, 2, 9]))
@@ -233,8 +186,7 @@ class CommitMachine(RuleBasedStateMachine):
         body = txn.transaction.SerializeToString()
         reply = Reply(self, node, "vote", txn, self.owners[txn.attempt % 3])
         if node.ready:
-            parsed = pb.Transaction.FromString(body)
-            node.coordinator.vote(reply.owner, txn.identity, parsed, body, self.now, reply)
+            self.hand_in(node.coordinator.vote, reply, body)
         else:
             reply(not_leader())
 
@@ -290,8 +242,15 @@ class CommitMachine(RuleBasedStateMachine):
         elif kind == "finish":
             node.coordinator.finish(txn.identity, self.now, reply)
         else:
-            parsed = pb.Transaction.FromString(body)
-            node.coordinator.commit(reply.owner, txn.identity, parsed, body, self.now, reply)
+            self.hand_in(node.coordinator.commit, reply, body)
+
+    def hand_in(self, call: Any, reply: Reply, body: bytes) -> None:
+        """A vote or commit that arrives."""
+        call(reply.owner, reply.txn.identity, pb.Transaction.FromString(body), body, self.now, reply)
+
+    def body_of(self, command: pb.Command) -> bytes:
+        """What is committed by an entry of the log."""
+        return command.commit.transaction
 
     @rule(at=picks)
     def abort(self, at: int) -> None:
@@ -355,13 +314,18 @@ class CommitMachine(RuleBasedStateMachine):
         for _ in range(200):
             self.commit(1 << 30)
             node.apply(1 << 30)
+            while state.unfinished:
+                state.advance(self.now)
             if not (state._voted or state._waiting or state._flying):
                 break
             self.now += LEASE
             state.tick(self.now)
         assert not node.open
-        assert not any((state._voted, state._waiting, state._reservations.blocked, state._flights, state._flying))
-        assert not state._reservations.writers and not state._reservations.readers
+        held = state._reservations
+        assert not any((state._voted, state._waiting, held.blocked, state._flights, state._flying))
+        assert not held.writers and not held.readers and held.wide is None
+        assert not any((state._preparing, state._examined, state._flying_weight))
+        assert not any(works.weight for works in (state._voted, state._waiting, state._preparing))
         fresh = pb.Transaction()
         for oid in map(p64, range(4)):
             fresh.records.add(oid=oid, base_serial=node.engine.current_serial(oid) or Z64)
@@ -374,16 +338,15 @@ class CommitMachine(RuleBasedStateMachine):
     def reservations_are_somebodys(self) -> None:
         for node in getattr(self, "nodes", []):
             state = node.coordinator
+            held, wide = state._reservations, state._reservations.wide
             holders = {*state._voted, *state._flying}
-            assert set(state._reservations.writers.values()) <= holders
-            assert {identity for each in state._reservations.readers.values() for identity in each} <= holders
+            assert {*held.writers.values(), *(one for each in held.readers.values() for one in each)} <= holders
+            assert wide is None or wide.identity in holders
             assert all(
-                oid in state._reservations.writers or oid in state._reservations.readers
-                for oid in state._reservations.blocked
+                oid in held.writers or oid in held.readers or (wide is not None and wide.names(oid))
+                for oid in held.blocked
             ), "nobody is waited for"
-            assert {work.identity for line in state._reservations.blocked.values() for work in line} == set(
-                state._waiting
-            )
+            assert {work.identity for line in held.blocked.values() for work in line} == set(state._waiting)
             assert not state._voted.keys() & state._waiting.keys()
             assert {flight.work.identity for flight in state._flights.values()} == set(state._flying)
 
