@@ -168,4 +168,4 @@ class DiskWatcher:
         try:
             await self._hand_over(target)
         except Exception as error:
-            log.warning("node %d did not take over: %s", target, error or type(error).__name__)
+            log.warning("node %d did not take over: %s", target, str(error) or type(error).__name__)

@@ -349,7 +349,7 @@ class Node:
             try:
                 await self.driver.transfer_leader(0, timeout=HANDOVER_SECONDS)
             except (TimeoutError, NotLeader, LeadershipLost) as error:
-                log.warning("stops without handing leadership over: %s", error or "nobody took over in time")
+                log.warning("stops without handing leadership over: %s", str(error) or "nobody took over in time")
         self._told = "stopped"
         for task in self._tasks:
             task.cancel()

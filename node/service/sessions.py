@@ -26,7 +26,7 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
-from raftstorage.node.service.streams import HELLO_SECONDS, let_finish
+from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
 from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.transacting import Transacting
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request
@@ -122,12 +122,15 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         driver.on_installed.append(self._installed)
 
     async def close(self) -> None:
-        """Ends every session with UNAVAILABLE and returns when they are gone."""
+        """Ends every session with UNAVAILABLE and returns when they are gone.
+
+        A client that takes nothing does not hear of it: the server's own end is for that one.
+        """
         self._stopping = True
         for session in self._sessions:
             session.end(grpc.StatusCode.UNAVAILABLE, "the node is going down")
         if self._handlers:
-            await asyncio.wait(self._handlers)
+            await asyncio.wait(self._handlers, timeout=2 * WRITE_SECONDS)
         if self._tick_handle is not None:
             self._tick_handle.cancel()
 
@@ -223,7 +226,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the node is going down")
         if self._tick_handle is None:
             self._tick()
-        if len(self._sessions) >= self._limits.sessions:
+        if len(self._handlers) >= self._limits.sessions:  # those that are ending take memory, too
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, f"there are {len(self._sessions)} clients already"
             )

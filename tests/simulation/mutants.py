@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
-from raftstorage.client.cluster import policy
+from raftstorage.client.cluster import policy, refusals
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.replicas import Replicas
 from raftstorage.node import transactions
@@ -233,6 +233,11 @@ def takes_a_lost_answer_for_a_no() -> AbstractContextManager[object]:
     return stack
 
 
+def gives_up_and_says_no() -> AbstractContextManager[object]:
+    """A commit whose time is over is called refused, though nobody knows what became of it."""
+    return patched(refusals.Attempts, "error", lambda self, kind, committing: refusals.refused(self._last, kind))
+
+
 def retries_under_another_name() -> AbstractContextManager[object]:
     original = Replicas.commit
 
@@ -304,6 +309,7 @@ MUTANTS: list[Mutant] = [
     forgets_who_was_away,
     counts_a_vote_as_a_commit,
     takes_a_lost_answer_for_a_no,
+    gives_up_and_says_no,
     retries_under_another_name,
     reads_anywhere,
     believes_every_stream,

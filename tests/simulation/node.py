@@ -11,6 +11,8 @@ from functools import cache
 from typing import Any, NoReturn
 
 from raftstorage.node.compaction import Compactor
+from raftstorage.node.admission import Bounds
+from raftstorage.node.disk_space import Room
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import agree, membership_of
 from raftstorage.node.engine.api import Applied, EngineError
@@ -257,6 +259,8 @@ class SimNode:
         self.damaged = False  # its disk changed what it held
         self.clock_offset = 0.0
         self.disk_seconds = DISK_SECONDS
+        self.bounds = Bounds()
+        self.room = Room.AMPLE  # as the node's own watch would find it
         self.crash: Crash | None = None  # that is yet to strike in this life
         self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
         #: Called with the seconds to be down, None: as soon as somebody starts it again.
@@ -337,7 +341,13 @@ class SimNode:
         self.engine = engine
         self.members = Members(self.driver)
         self.service = StorageService(
-            self.driver, self._identity, SessionLimits(lease_ms=1000), metrics(), clock=self._wall_clock
+            self.driver,
+            self._identity,
+            SessionLimits(lease_ms=1000),
+            metrics(),
+            clock=self._wall_clock,
+            bounds=self.bounds,
+            room=lambda: self.room,
         )
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)

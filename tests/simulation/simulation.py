@@ -16,6 +16,7 @@ from tests.simulation.history import Committed, History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
 from tests.simulation.operator import Operator
+from tests.simulation.scarcity import Scarcity
 from tests.simulation.watcher import Watcher
 from tests.simulation.workload import Workload
 from tests.simulation.world import Violation, World
@@ -98,6 +99,7 @@ class Simulation:
         members = {node: f"n{node}:1" for node in ids}
         self.nodes = {n: SimNode(n, self.world, self.network, members, self.watcher) for n in ids}
         self.watcher.nodes = self.nodes
+        self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
         self.clients = [
             SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
@@ -144,6 +146,7 @@ class Simulation:
 
     def _run(self) -> None:
         world, plan = self.world, self.plan
+        self.scarcity.begin(self.nodes, plan.seconds)
         for node in self.nodes.values():
             node.start()
         first = self.workloads[0]
@@ -156,6 +159,7 @@ class Simulation:
         world.say("-- peace")
         self.network.weather = Weather()
         self.breaker.stop()
+        self.scarcity.end(self.nodes)
         for workload in self.workloads:
             workload.stopping = True
         deadline = world.now + PEACE_SECONDS

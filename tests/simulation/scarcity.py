@@ -1,0 +1,53 @@
+"""Clusters that have too little: in some runs leaders take on hardly anything, and disks are at times nearly full.
+
+Refusals must be what they say: nothing was done. Drawn from a source of its own, beside the faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from raftstorage.node.admission import Amount, Bounds
+from raftstorage.node.disk_space import Room
+
+from tests.simulation.node import SimNode
+from tests.simulation.world import World
+
+PLENTY = Bounds()
+
+
+class Scarcity:
+    """`begin` before the nodes start; `end` when all faults are over. Few bounds stay for the whole run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = world.random("scarcity")
+        self._over = False
+        self.strikes = self._rng.random() < 0.5
+
+    def begin(self, nodes: Mapping[int, SimNode], seconds: float) -> None:
+        if not self.strikes:
+            return
+        rng = self._rng
+        few = rng.choice((1, 1, 2))
+        size = rng.choice((1, 300, 1 << 20))
+        new = Amount(few, size)
+        bounds = Bounds(new, rng.choice((new, Amount(2 * few, 2 * size))), Amount(rng.choice((1, 2, 20)), 1 << 20))
+        for node in nodes.values():
+            node.bounds = rng.choice((bounds, bounds, PLENTY))
+        at = 0.0
+        while (at := at + rng.expovariate(1.0)) < seconds:
+            node, room = nodes[rng.choice(list(nodes))], rng.choice((Room.LOW, Room.NONE))
+            self._world.after(at, partial(self._set, node, room))
+            self._world.after(at + rng.choice((0.1, 1.0, 3.0)), partial(self._set, node, Room.AMPLE))
+
+    def _set(self, node: SimNode, room: Room) -> None:
+        if not self._over:
+            self._world.say(f"{node.name}: {room.value}")
+            node.room = room
+
+    def end(self, nodes: Mapping[int, SimNode]) -> None:
+        self._over = True
+        for node in nodes.values():
+            node.room = Room.AMPLE
