@@ -65,6 +65,9 @@ class Configurations:
             del self._known[0]
 
     def restore(self, index: int, membership: Membership, *, keep: bool) -> None:
-        """A snapshot's membership as of `index`; with `keep` the log behind that stays."""
+        """A snapshot's membership as of `index`; with `keep` the log behind that stays. One without members: no
+        entry up to there has changed the one that the cluster began with."""
+        if not membership.members:
+            membership = self._known[0][1]
         later = [each for each in self._known if each[0] > index] if keep else []
         self._known = [(index, membership), *later]

@@ -12,9 +12,11 @@ from tests.unit.raft.raft_cluster import Cluster
 class Chaos:
     """One random run over a cluster."""
 
+    SIZES: tuple[int, ...] = (1, 2, 3, 3, 3, 4, 5, 5)
+
     def __init__(self, seed: str) -> None:
         self.rng = rng = random.Random(seed)
-        size = rng.choice((1, 2, 3, 3, 3, 4, 5, 5))
+        size = rng.choice(self.SIZES)
         learners = (9,) if rng.random() < 0.2 else ()
         self.cluster = Cluster(
             range(1, size + 1),
@@ -61,6 +63,7 @@ class Chaos:
                 self.deliver_one()
             if rng.random() < 0.02:
                 self.partition()
+            self.more(node)
             if rng.random() < self.coups:
                 for leader in [other for other in cluster.nodes if cluster[other].role is Role.LEADER]:
                     self.crash(leader)
@@ -69,6 +72,9 @@ class Chaos:
             if step % 50 == 0:
                 cluster.checks.logs()
         cluster.checks.logs()
+
+    def more(self, node: int) -> None:
+        """What else may happen on a node that runs."""
 
     def ask(self, node: int) -> None:
         cluster, rng = self.cluster, self.rng
@@ -128,18 +134,46 @@ class Chaos:
         for node, it in cluster.nodes.items():
             if not it.up:
                 cluster.restart(node)
+        for turn in range(400):
+            self.turn()
+            if turn >= 40 and self.calm_leader():
+                break
+        leader = self.calm_leader()
+        assert leader, "no leader after the faults ended"
+        term = cluster[leader].term
+        cluster.propose(leader, b"last")
         for _ in range(40):
-            cluster.settle()
-            for node in cluster.nodes:
-                cluster.tick(node)
+            self.turn()
+        assert (self.calm_leader(), cluster[leader].term) == (leader, term), (
+            "somebody disturbs a leader that lives"
+        )
+        members = cluster[leader].membership.ids
+        for node in members:
+            assert cluster.nodes[node].applied == cluster.committed
+        assert cluster.committed[-1].data == b"last"
+        cluster.drop()
+        cluster.tick(leader)
+        assert {message.to_node for message in cluster.flying} <= members, "messages to a removed node"
+
+    def turn(self) -> None:
+        """All is delivered and written, snapshots are fetched, and a tick goes by."""
+        cluster = self.cluster
         cluster.settle()
-        leaders = [node for node in cluster.nodes if cluster[node].role is Role.LEADER]
-        assert len(leaders) == 1, "no leader after the faults ended"
-        cluster.propose(leaders[0], b"last")
+        for node in cluster.nodes:
+            if cluster.install(node):
+                cluster.settle()
+        for node in cluster.nodes:
+            cluster.tick(node)
         cluster.settle()
-        for it in cluster.nodes.values():
-            assert it.applied[-1].data == b"last"
-            assert it.applied == cluster.committed
+
+    def calm_leader(self) -> int:
+        """The only leader, if it has nothing to do; else 0."""
+        leaders = [node for node, it in self.cluster.nodes.items() if it.leads]
+        if len(leaders) != 1:
+            return 0
+        core = self.cluster[leaders[0]]
+        busy = core.transferring_to or core.membership.is_joint or core.membership_index > core.commit_index
+        return 0 if busy or not core.membership.has_vote(core.node_id) else core.node_id
 
 
 def run(seed: str, steps: int = 2_500) -> Chaos:

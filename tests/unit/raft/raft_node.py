@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.membership import Membership
@@ -41,7 +40,8 @@ class Snapshot:
         return self.applied[-1].term
 
 
-class Before(NamedTuple):
+@dataclass(frozen=True)
+class Before:
     """What was applied before a snapshot for `index` came, whose write is under way."""
 
     index: int
@@ -49,7 +49,7 @@ class Before(NamedTuple):
 
 
 class Node:
-    """`applied` is what its state machine has seen, kept over a crash. `initial`: its membership before any entry."""
+    """`applied`: what its state machine has seen, kept over a crash. `initial`: its membership before any entry."""
 
     def __init__(self, config: Config, log: MemoryLog, random: RandomSource, initial: Membership) -> None:
         self.config = config

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from tests.unit.raft import chaos_changes
 from tests.unit.raft.chaos import run
 
 
@@ -25,3 +28,27 @@ def test_the_runs_do_something() -> None:
     assert sum(len(each.cluster.leaders) for each in runs) > 150
     answered = sum(len(it.reads) for each in runs for it in each.cluster.nodes.values())
     assert answered > 100
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_random_changes_keep_every_guarantee(part: int, seed: int) -> None:
+    for number in range(8):
+        chaos_changes.run(f"{seed}/changes/{part}/{number}")
+
+
+@pytest.mark.soak
+def test_random_changes_for_long(seed: int) -> None:
+    for number in range(5_000):
+        chaos_changes.run(f"{seed}/changes/soak/{number}")
+
+
+def test_the_changing_runs_do_something() -> None:
+    runs = [chaos_changes.run(f"fixed/{number}") for number in range(30)]
+    did = sum((each.did for each in runs), Counter[str]())
+    assert did["joint"] > 50
+    assert did["simple"] > 30
+    assert did["installed"] > 20
+    assert did["stale"] > 10
+    assert sum(count for what, count in did.items() if what.startswith("refused")) > 100
+    removed = [set(each.cluster.nodes) - each.cluster[each.calm_leader()].membership.ids for each in runs]
+    assert sum(map(len, removed)) > 20
