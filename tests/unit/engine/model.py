@@ -85,10 +85,14 @@ class Model:
             kind, outcome = self.decide(data)
         except DecodeError:
             kind, outcome = "malformed", Applied(self.index, refused="?")
+        self.forget()
+        return kind, outcome
+
+    def forget(self) -> None:
+        """Transaction ids, at an index."""
         for identity, (_tid, index) in list(self.ids.items()):
             if index == self.index - self.retention:
                 del self.ids[identity]
-        return kind, outcome
 
     def decide(self, data: bytes) -> tuple[str, Applied]:
         command = pb.Command.FromString(data)
@@ -228,6 +232,9 @@ class EngineMachine(RuleBasedStateMachine):
     def feed(self, data: bytes) -> None:
         kind, expected = self.model.apply(data)
         event(kind)
+        self.expect(data, kind, expected)
+
+    def expect(self, data: bytes, kind: str, expected: Applied) -> None:
         for engine in self.engines:
             outcome = engine.apply(entry(self.model.index, data))
             assert bool(outcome.refused) == bool(expected.refused), (kind, outcome)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import rule
 from raftstorage.node.engine import MemoryEngine, RocksEngine
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
