@@ -89,23 +89,27 @@ class Stream(Protocol):
     def write(self, message: pb.PeerBatch, /) -> Awaitable[None]: ...
 
 
-class Link:
-    """The stream to `peer` from node `me`; `dialled`: by this node.
+class LinkOwner(Protocol):
+    """What a link tells whoever made it. All on the loop."""
 
-    `receive` gets what each batch brought, checked; `nonsense` is called when some of it was left out. `note`:
-    what the peer is told now and then. `ended` is called as soon as nothing is carried any more.
-    """
+    def receive(self, messages: Sequence[Message]) -> None:
+        """What a batch brought, checked."""
+
+    def heard(self, link: Link) -> None:
+        """The first batch came: the peer has taken our hello, too."""
+
+    def nonsense(self, link: Link) -> None:
+        """Some messages of a batch were left out."""
+
+    def ended(self, link: Link) -> None:
+        """Nothing is carried any more. Called again when the last of it is done."""
+
+
+class Link:
+    """The stream to `peer` from node `me`; `dialled`: by this node. `note`: what the peer is told now and then."""
 
     def __init__(
-        self,
-        peer: PeerInfo,
-        me: int,
-        *,
-        dialled: bool,
-        receive: Callable[[Sequence[Message]], None],
-        note: Callable[[], PeerNote] | None,
-        ended: Callable[[Link], None],
-        nonsense: Callable[[Link], None],
+        self, peer: PeerInfo, me: int, owner: LinkOwner, note: Callable[[], PeerNote] | None, *, dialled: bool
     ) -> None:
         self.peer = peer
         self.dialled = dialled
@@ -117,11 +121,9 @@ class Link:
         #: The peer's newest.
         self.note: PeerNote | None = None
         self._me = me
-        self._receive = receive
+        self._owner = owner
         self._own_note = note
         self._note_due = 0.0  # in seconds of the loop's clock
-        self._ended = ended
-        self._nonsense = nonsense
 
     async def carry(self, stream: Stream, *first: pb.PeerBatch) -> None:
         """Sends `first`, then carries messages until the stream ends or `over` is set. Raises what ended it."""
@@ -133,11 +135,11 @@ class Link:
         ]
         try:
             done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            self._ended(self)
+            self._owner.ended(self)
             self.outbox.close()
             await let_finish(writer)
         finally:
-            self._ended(self)
+            self._owner.ended(self)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -145,7 +147,11 @@ class Link:
             task.result()
 
     async def _read(self, stream: Stream) -> None:
+        heard = False
         while (batch := await stream.read()) is not EOF:
+            if not heard:
+                heard = True
+                self._owner.heard(self)
             if batch.HasField("status"):
                 self.note = PeerNote(batch.status.disk_full, batch.status.applied_index)
             messages = []
@@ -154,9 +160,9 @@ class Link:
                 if message is not None:
                     messages.append(message)
             if len(messages) < len(batch.messages):
-                self._nonsense(self)
+                self._owner.nonsense(self)
             if messages:
-                self._receive(messages)
+                self._owner.receive(messages)
 
     async def _write(self, stream: Stream, first: Sequence[pb.PeerBatch]) -> None:
         for batch in first:

@@ -220,12 +220,11 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
             if batch is EOF:
                 await _raise_status(call)
                 raise EOFError
-            link = self._made(self.greeter.read(batch, peer, self.peer_info(peer)), dialled=True)
-            if link.preferred or peer not in self._links:  # else the peer's own dial came first
-                self._link(link, dialer)
-                await link.carry(call)
-                if not link.over.is_set():
-                    raise EOFError
+            link = self._new_link(self.greeter.read(batch, peer, self.peer_info(peer)), dialled=True)
+            self._link(link, dialer)
+            await link.carry(call)
+            if not link.over.is_set():
+                raise EOFError
         except grpc.aio.AioRpcError as error:
             kind = refusal_of(error)
             self._failed(dialer, f"{error.code().name}: {error.details()}", kind, refused_us=bool(kind))
@@ -292,7 +291,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         if self._stopped:
             await stream.abort(grpc.StatusCode.UNAVAILABLE, "the node is going down")
         self._check_room(peer.node_id)
-        link = self._made(peer, dialled=False)
+        link = self._new_link(peer, dialled=False)
         # Linked before it is answered: who has the answer may rely on it (see `_wait_for_own`).
         self._link(link, None)
         await link.carry(stream, pb.PeerBatch(hello=self.greeter.hello(peer.node_id)))
@@ -321,18 +320,17 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
 
     # ---- both ----------------------------------------------------------------------------------------
 
-    def _made(self, peer: PeerInfo, *, dialled: bool) -> Link:
-        return Link(
-            peer,
-            self._node_id,
-            dialled=dialled,
-            receive=self._receive,
-            note=self._note,
-            ended=self._unlink,
-            nonsense=self._nonsense,
-        )
+    def _new_link(self, peer: PeerInfo, *, dialled: bool) -> Link:
+        return Link(peer, self._node_id, self, self._note, dialled=dialled)
 
-    def _nonsense(self, link: Link) -> None:
+    def receive(self, messages: Sequence[Message]) -> None:
+        """See LinkOwner; likewise those below."""
+        self._receive(messages)
+
+    def heard(self, link: Link) -> None:
+        self._problems.solved(link.peer.node_id)
+
+    def nonsense(self, link: Link) -> None:
         text = "sends messages that are not understood or not for this stream"
         self._problems.add(PeerProblem(link.peer.node_id, text), dialling=link.dialled)
 
@@ -350,7 +348,8 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         if dialer is not None:
             dialer.linked(own=True)
         self._metrics.peer_connected.labels(str(node)).set(1)
-        self._problems.solved(node)
+        if link.dialled:  # else it is not known yet whether the peer takes the answer
+            self._problems.solved(node)
         log.info(
             "peer %d is connected",
             node,
@@ -359,7 +358,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         self._wake()
         _tell(self._accepted, peer)
 
-    def _unlink(self, link: Link) -> None:
+    def ended(self, link: Link) -> None:
         node = link.peer.node_id
         if self._links.get(node) is not link:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -105,11 +106,30 @@ class PeerNode:
         }
 
 
-class Nodes:
-    """Nodes 1 to `count`, which are members, started; `options`: by node, for its transport."""
+class Faults(logging.Handler):
+    """Collects what must never be in a log: errors and tracebacks, gRPC's own among them."""
 
-    def __init__(self, count: int, options: Mapping[int, Mapping[str, Any]] | None = None) -> None:
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR or record.exc_info:
+            self.found.append(logging.Formatter().format(record))
+
+
+class Nodes:
+    """Nodes 1 to `count`, which are members, started; `options`: by node, for its transport.
+
+    None of them may log an error, but for `errors` of them.
+    """
+
+    def __init__(
+        self, count: int, options: Mapping[int, Mapping[str, Any]] | None = None, *, errors: int = 0
+    ) -> None:
         self._options = options or {}
+        self._errors = errors
+        self._faults = Faults()
         self.count = count
         self.nodes: dict[int, PeerNode] = {}
         self.stack = AsyncExitStack()
@@ -127,6 +147,8 @@ class Nodes:
         return {number: node.got for number, node in self.nodes.items()}
 
     async def __aenter__(self) -> Nodes:
+        logging.getLogger().addHandler(self._faults)
+        self.stack.callback(logging.getLogger().removeHandler, self._faults)
         for number in range(1, self.count + 1):
             self.nodes[number] = PeerNode(number, **self._options.get(number, {}))
         for node in self.nodes.values():
@@ -138,8 +160,10 @@ class Nodes:
         self.stack.push_async_callback(node.stop)
         return node
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, kind: object, *error: object) -> None:
         await self.stack.aclose()
+        if kind is None:
+            assert len(self._faults.found) == self._errors, self._faults.found
 
     async def connected(self, *nodes: int) -> None:
         for node in nodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -168,8 +169,6 @@ def test_random_changes_come_to_rest() -> None:
     """Memberships that differ from node to node and change all the time; then all are told the same."""
 
     async def work() -> None:
-        import random
-
         rng = random.Random(1)
         async with Nodes(4) as nodes:
             members = nodes.members

@@ -251,26 +251,6 @@ def test_the_lower_ids_stream_replaces_the_higher_ids() -> None:
     run(work())
 
 
-def test_an_answer_that_comes_too_late_changes_nothing() -> None:
-    async def work() -> None:
-        async with pair(2, 1) as (hand, node):
-            node.send(1, 1)
-            own = await hand.dialled()
-            taken = asyncio.Event()
-            dial = node.transport._dialers[1]
-            trial = dial._trial
-            assert trial is not None
-            call = await hand.dial()
-            trial.cancel = lambda *a: taken.set() or False  # type: ignore[method-assign, func-returns-value]
-            await hand.answered(call)
-            assert taken.is_set()
-            await own.write(hand.hello())
-            await own.gone.wait()
-            assert node.transport._links[1].preferred and len(node.accepted) == 1
-
-    run(work())
-
-
 # ---- both are real -----------------------------------------------------------------------------------------
 
 

@@ -80,7 +80,7 @@ def test_a_dialer_outlives_every_error(error: Exception, monkeypatch: pytest.Mon
             await write(self, stream, first)
 
         monkeypatch.setattr(Link, "_write", fail_once)
-        nodes = Nodes(2)
+        nodes = Nodes(2, errors=isinstance(error, OSError))
         async with nodes:
             await broken.wait()
             await nodes.connected(1, 2)
