@@ -30,7 +30,7 @@ def begun_alone(path: Path, *, create: bool = True) -> tuple[str, int]:
         if (path / "node.json").exists():
             if _cluster_of(path / "node.json") != mark:
                 raise DirectoryError(
-                    f"{path} is a node of a cluster with other members: run it with raftstorage.node and its members"
+                    f"{path} is a node that has other members beside it: start it with python -m raftstorage.node"
                 )
             return str(mark), NODE_ID
         if not create:
@@ -41,10 +41,9 @@ def begun_alone(path: Path, *, create: bool = True) -> tuple[str, int]:
             make_directory(path)
             _write(path)
             mark = _read(path)
+        return str(mark), NODE_ID
     except OSError as error:
         raise DirectoryError(f"{path} cannot be used: {error.strerror or error}") from error
-    assert mark is not None
-    return mark, NODE_ID
 
 
 def _cluster_of(file: Path) -> str:

@@ -23,11 +23,11 @@ from raftstorage.node.alone import begun_alone
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine import RocksEngine
 from raftstorage.node.engine.api import EngineError
-from raftstorage.node.identity import DirectoryError, DirectoryLocked, NodeDirectory, NodeIdentity
+from raftstorage.node.identity import DirectoryLocked, NodeDirectory, NodeIdentity
 from raftstorage.node.raft.types import Config, Message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
-from raftstorage.node.wal import Wal, WalError
+from raftstorage.node.wal import Wal
 from raftstorage.proto import storage_pb2 as pb
 
 __all__ = ["CannotOpen", "Share", "share"]
@@ -85,7 +85,7 @@ async def in_thread(function: Callable[[], T]) -> T:
 
 
 class EmbeddedNode:
-    """The node on one directory. Used from one loop; `failed(error)` is called there once, when it ended itself."""
+    """The node on one directory. Used from one loop; `failed(error)` is called there when it has ended itself."""
 
     def __init__(self, path: Path, failed: Callable[[BaseException], None]) -> None:
         self.path = path
@@ -121,9 +121,9 @@ class EmbeddedNode:
             if self.failure is not None:
                 raise self.failure
         except BaseException as error:
-            with suppress(OSError, EngineError):  # what went wrong first is what is told
+            with suppress(Exception):  # what went wrong first is what is told
                 await self.stop()
-            if not isinstance(error, DirectoryError | WalError | EngineError | OSError):
+            if not isinstance(error, Exception):
                 raise
             text = str(error) if str(self.path) in str(error) else f"{self.path} cannot be used: {error}"
             raise CannotOpen(text, locked=isinstance(error, DirectoryLocked)) from error
@@ -153,7 +153,7 @@ class EmbeddedNode:
             directory.close()
 
     async def stop(self) -> None:
-        """Ends all streams; everything is on disk and the lock given back when it returns. OSError, EngineError."""
+        """Ends all streams. When it returns all is on disk, and the lock is given back. OSError, EngineError."""
         if self._storage is not None:
             await self._storage.close()
         if self._driver is not None:
@@ -365,7 +365,7 @@ _places: dict[Path, _Place] = {}
 async def share(directory: Path, failed: Callable[[str], None], *, create: bool = True) -> Share:
     """The node on `directory`, begun there unless `create` is False, started unless this process runs it already.
 
-    CannotOpen. `failed(why)` is called in the loop if the node ends by itself; the share is over then. For one loop.
+    CannotOpen. `failed(why)` is called in the loop if the node ends itself; the share is over then. For one loop.
     """
     path = Path(os.path.realpath(directory))
     return await _places.setdefault(path, _Place(path)).enter(failed, create)

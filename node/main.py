@@ -35,7 +35,7 @@ SWITCH_INTERVAL_SECONDS = 0.0002
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-async def _serve(options: NodeOptions) -> None:
+async def _serve(options: NodeOptions, ready: str) -> None:
     context = configure(options.node_id, options.log_format, options.log_level, sys.stderr)
     node = Node(options)
     stop = asyncio.Event()
@@ -45,13 +45,14 @@ async def _serve(options: NodeOptions) -> None:
     await node.start()
     context.source = lambda: (node.driver.term, node.driver.role.value)
     log.info("serves", extra={"address": node.address, "cluster_id": node.identity.cluster_id})
-    ready = {
+    told = {
         "event": "ready",
         "node_id": options.node_id,
         "address": node.address,
         "metrics": node.metrics_address,
     }
-    sys.stdout.write(json.dumps(ready) + "\n")
+    dialled = options.members[options.node_id]
+    sys.stdout.write(json.dumps(told) + "\n" if ready == "json" else f'\n  ClientStorage("{dialled}")\n\n')
     sys.stdout.flush()
     await stop.wait()
     log.info("stops")
@@ -75,6 +76,7 @@ def _run(
     lease_ms: Annotated[int, typer.Option(help="How long a vote holds its objects.")] = 30_000,
     log_format: Annotated[str, typer.Option(help="json or text.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
 ) -> None:
     """Runs one RaftStorage node until SIGTERM or SIGINT.
 
@@ -96,8 +98,10 @@ def _run(
         log_format,
         log_level,
     )
+    if ready not in ("json", "text"):
+        raise OptionError(f"--ready {ready!r} is not one of json, text")
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_serve(options))
+    asyncio.run(_serve(options, ready))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -108,21 +112,22 @@ def main(arguments: Sequence[str]) -> int:
     try:
         status = command.main(list(arguments), prog_name="python -m raftstorage.node", standalone_mode=False)
     except (_UsageError, OptionError) as error:
-        return _failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
+        return failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
     except EngineWriteError as error:
-        return _failed(EXIT_FATAL, error)
+        return failed(EXIT_FATAL, error)
     except (WalError, EngineError) as error:
-        return _failed(EXIT_DAMAGED, error)
+        return failed(EXIT_DAMAGED, error)
     except PortInUse as error:
-        return _failed(EXIT_PORT, error)
+        return failed(EXIT_PORT, error)
     except DirectoryError as error:
-        return _failed(EXIT_DIRECTORY, error)
+        return failed(EXIT_DIRECTORY, error)
     except OSError as error:
-        return _failed(EXIT_FATAL, error)
+        return failed(EXIT_FATAL, error)
     return status if isinstance(status, int) else 0
 
 
-def _failed(status: int, problem: object) -> int:
+def failed(status: int, problem: object) -> int:
+    """Says in one line what is wrong; returns `status`."""
     sys.stderr.write(f"raftstorage node: {' '.join(str(problem).split())}\n")
     sys.stderr.flush()
     return status

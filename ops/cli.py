@@ -128,6 +128,25 @@ def _follow(cluster: LocalCluster, console: Console, stop: threading.Event) -> N
         stop.wait(0.5)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@_errors
+def serve(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Option("--dir", help="Where the node keeps its data; made if missing.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind.")] = "127.0.0.1:7441",
+    advertise: Annotated[str, typer.Option(help="HOST:PORT that others dial, when it is another one.")] = "",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT of the Prometheus page; else there is none.")] = "",
+) -> None:
+    """Run one node in the foreground: begin a database of one node, or go on with one that was there.
+
+    Also with a directory that was embedded: in an application. Further options are the node's own, as --lease-ms;
+    python -m raftstorage.node --help tells them, and the exit status.
+    """
+    from raftstorage.ops import serve as serve_module
+
+    serve_module.become_node(directory, listen, advertise, metrics, context.args)
+
+
 @app.command()
 @_errors
 def status(
