@@ -92,7 +92,7 @@ async def in_thread(function: Callable[[], T]) -> T:
 
 
 class EmbeddedNode:
-    """The node on one directory. Used from one loop; `failed(error)` is called there once, when it ended itself."""
+    """The node on one directory. Used from one loop; `failed(error)` is called there when it has ended itself."""
 
     def __init__(self, path: Path, failed: Callable[[BaseException], None]) -> None:
         self.path = path
@@ -140,9 +140,9 @@ class EmbeddedNode:
             if self.failure is not None:
                 raise self.failure
         except BaseException as error:
-            with suppress(OSError, EngineError):  # what went wrong first is what is told
+            with suppress(Exception):  # what went wrong first is what is told
                 await self.stop()
-            if not isinstance(error, DirectoryError | WalError | EngineError | OSError):
+            if not isinstance(error, Exception):
                 raise
             text = str(error) if str(self.path) in str(error) else f"{self.path} cannot be used: {error}"
             raise CannotOpen(text, locked=isinstance(error, DirectoryLocked)) from error
@@ -172,7 +172,7 @@ class EmbeddedNode:
             directory.close()
 
     async def stop(self) -> None:
-        """Ends all streams; everything is on disk and the lock given back when it returns. OSError, EngineError."""
+        """Ends all streams. When it returns all is on disk, and the lock is given back. OSError, EngineError."""
         if self._storage is not None:
             await self._storage.close()
         for task in self._work:
@@ -387,7 +387,7 @@ _places: dict[Path, _Place] = {}
 async def share(directory: Path, failed: Callable[[str], None], *, create: bool = True) -> Share:
     """The node on `directory`, begun there unless `create` is False, started unless this process runs it already.
 
-    CannotOpen. `failed(why)` is called in the loop if the node ends by itself; the share is over then. For one loop.
+    CannotOpen. `failed(why)` is called in the loop if the node ends itself; the share is over then. For one loop.
     """
     path = Path(os.path.realpath(directory))
     return await _places.setdefault(path, _Place(path)).enter(failed, create)

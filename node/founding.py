@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 
 import grpc.aio
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
@@ -28,10 +29,13 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
         if found is not None:
             raise DirectoryError(f"{directory.path} was to join a cluster; found another one in an empty directory")
         return directory.claim(options.identity())
+    if options.alone and found is None:
+        return directory.claim(NodeIdentity(secrets.token_hex(16), 1, {1: options.advertised}))
     if options.join or options.standby:
         return await _enter(directory, options, versions)
     raise DirectoryError(
-        f"{directory.path} is empty: --member founds a cluster, --join enters one, --standby waits to be added"
+        f"{directory.path} is empty: --member or --alone founds a cluster, --join enters one, "
+        "--standby waits to be added"
     )
 
 

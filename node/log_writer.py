@@ -128,7 +128,8 @@ class LogWriter:
 
     def _run(self) -> None:
         try:
-            self._write_all()
+            with contextlib.suppress(SystemExit):  # `fatal`, where it may not end more than this thread
+                self._write_all()
         finally:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ended.set)

@@ -38,7 +38,7 @@ SWITCH_INTERVAL_SECONDS = 0.0002
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-async def _serve(options: NodeOptions, versions: Versions) -> None:
+async def _serve(options: NodeOptions, versions: Versions, ready: str) -> None:
     context = configure(options.node_id, options.log_format, options.log_level, sys.stderr)
     node = Node(options, versions=versions)
     stop = asyncio.Event()
@@ -46,15 +46,17 @@ async def _serve(options: NodeOptions, versions: Versions) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await node.start()
+    context.node_id = node.identity.node_id
     context.source = lambda: (node.driver.term, node.driver.role.value)
     log.info("serves", extra={"address": node.address, "cluster_id": node.identity.cluster_id})
-    ready = {
+    told = {
         "event": "ready",
         "node_id": node.identity.node_id,
         "address": node.address,
         "metrics": node.metrics_address,
     }
-    sys.stdout.write(json.dumps(ready) + "\n")
+    line = f'\n  ClientStorage("{options.advertised}")\n'
+    sys.stdout.write((json.dumps(told) if ready == "json" else line) + "\n")
     sys.stdout.flush()
     await stop.wait()
     log.info("stops")
@@ -79,6 +81,9 @@ def _run(
     standby: Annotated[
         bool, typer.Option("--standby", help="With an empty --dir: wait until a cluster's operator adds this node.")
     ] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="An empty --dir becomes a cluster of one, to which others can be added.")
+    ] = False,
     listen: Annotated[str, typer.Option(help="HOST:PORT to bind; else this node's member address.")] = "",
     advertise: Annotated[str, typer.Option(help="HOST:PORT that others dial; else the one it listens on.")] = "",
     cluster_id: Annotated[str, typer.Option(help="32 hexadecimal digits; else derived from the members.")] = "",
@@ -100,6 +105,7 @@ def _run(
     disk_reserve_bytes: Annotated[
         int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
     ] = 0,
+    ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
     ] = "",
@@ -127,14 +133,17 @@ def _run(
         tuple(join or ()),
         learner,
         standby,
+        alone,
         advertise,
         log_keep_mib * MIB,
         log_keep_seconds,
         snapshot_mib_per_second * MIB,
         disk_reserve_bytes,
     )
+    if ready not in ("json", "text"):
+        raise OptionError(f"--ready {ready!r} is not one of json, text")
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_serve(options, parse_versions(pretend_versions)))
+    asyncio.run(_serve(options, parse_versions(pretend_versions), ready))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -145,23 +154,24 @@ def main(arguments: Sequence[str]) -> int:
     try:
         status = command.main(list(arguments), prog_name="python -m raftstorage.node", standalone_mode=False)
     except (_UsageError, OptionError) as error:
-        return _failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
+        return failed(EXIT_OPTIONS, getattr(error, "format_message", error.__str__)())
     except EngineWriteError as error:
-        return _failed(EXIT_FATAL, error)
+        return failed(EXIT_FATAL, error)
     except (WalError, EngineError) as error:
-        return _failed(EXIT_DAMAGED, error)
+        return failed(EXIT_DAMAGED, error)
     except PortInUse as error:
-        return _failed(EXIT_PORT, error)
+        return failed(EXIT_PORT, error)
     except (DirectoryError, InstallError) as error:
-        return _failed(EXIT_DIRECTORY, error)
+        return failed(EXIT_DIRECTORY, error)
     except JoinError as error:
-        return _failed(EXIT_NOT_JOINED, error)
+        return failed(EXIT_NOT_JOINED, error)
     except OSError as error:
-        return _failed(EXIT_FATAL, error)
+        return failed(EXIT_FATAL, error)
     return status if isinstance(status, int) else 0
 
 
-def _failed(status: int, problem: object) -> int:
+def failed(status: int, problem: object) -> int:
+    """Says in one line what is wrong; returns `status`."""
     sys.stderr.write(f"raftstorage node: {' '.join(str(problem).split())}\n")
     sys.stderr.flush()
     return status

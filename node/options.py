@@ -27,7 +27,7 @@ class NodeOptions:
     `members`: those that the cluster is founded with; a directory that has been a node's before remembers.
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
     `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it waits
-    until it is added instead.
+    until it is added instead. `alone`: an empty directory becomes a cluster of one.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
@@ -53,6 +53,7 @@ class NodeOptions:
     join: Sequence[str] = ()
     learner: bool = False
     standby: bool = False
+    alone: bool = False
     advertise: str = ""
     log_keep_bytes: int = 256 * MIB
     log_keep_seconds: int = 86_400
@@ -67,6 +68,11 @@ class NodeOptions:
             raise OptionError("--member founds a cluster, --join enters one: give one of them")
         if self.standby and (self.members or self.join):
             raise OptionError("--standby waits to be added: give neither --member nor --join with it")
+        if self.alone and (self.members or self.join or self.standby):
+            raise OptionError("--alone founds a cluster of one: give no --member, --join or --standby with it")
+        host = split_address(self.advertised)[0] if self.advertised else ""
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - looked for, not bound
+            raise OptionError(f"{self.advertised}: others need an address to dial; name it with --advertise")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
         for address in self.join:

@@ -89,6 +89,26 @@ def _follow(cluster: LocalCluster, console: Console, stop: threading.Event) -> N
         stop.wait(0.5)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@guard
+def serve(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Option("--dir", help="Where the node keeps its data; made if missing.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind.")] = "127.0.0.1:7441",
+    advertise: Annotated[str, typer.Option(help="HOST:PORT that others dial, when it is another one.")] = "",
+    metrics: Annotated[str, typer.Option(help="HOST:PORT of the Prometheus page; else there is none.")] = "",
+) -> None:
+    """Run one node in the foreground: begin a database of one node, or go on with one that was there.
+
+    Also with a directory that was embedded: in an application. With --join HOST:PORT it becomes another member of a
+    running cluster, with --standby it waits until `member add` lets it in. Further options are the node's own, as
+    --lease-ms; python -m raftstorage.node --help tells them, and the exit status.
+    """
+    from raftstorage.ops import serve as serve_module
+
+    serve_module.become_node(directory, listen, advertise, metrics, context.args)
+
+
 @app.command()
 @guard
 def status(

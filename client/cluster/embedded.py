@@ -38,12 +38,14 @@ def _node() -> Any:
     try:
         from raftstorage.node import embedded
     except ModuleNotFoundError as error:
-        raise ImportError("an embedded: storage needs a node's packages: pip install 'raftstorage[node]'") from error
+        raise ImportError(
+            "an embedded: storage needs a node's packages: pip install 'raftstorage[node]'"
+        ) from error
     return embedded
 
 
 class Embedded:
-    """One storage's use of the node in `directory`. `failed` is called in the client's loop when it ends itself."""
+    """One storage's use of the node in `directory`. `failed` is called in the client's loop when that ends."""
 
     def __init__(self, directory: Path, failed: Callable[[EmbeddedError], None]) -> None:
         self.address = f"{SCHEME}{directory}"

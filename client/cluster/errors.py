@@ -77,7 +77,7 @@ class RecordTooLarge(ClusterError):
 
 
 class EmbeddedError(ClusterError):
-    """The node inside this process cannot be opened, or has ended itself. Reopen the storage when that is mended."""
+    """The node inside this process cannot be opened, or has ended; a storage that is opened anew may work."""
 
 
 class DirectoryInUse(EmbeddedError):

@@ -42,12 +42,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
     learnt. ValueError when one is malformed. Or "embedded:DIR": the database in that directory, by a node inside
     this process (needs raftstorage[node]); several storages of a process may share one, a second process gets
-    DirectoryInUse, and EmbeddedError is raised when the directory cannot be used. `read_only`: refuses to write (ReadOnlyError). `wait`: wait up to
-    `wait_timeout` seconds for the first node to be reached; otherwise one second. Later calls wait that long for
-    a replica or leader, then raise ClientDisconnected (a TransientError). `commit_timeout`: seconds that the
-    outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`: "snapshot": a connection's
-    snapshot is what this client has seen; "linearizable": a transaction's begin asks the cluster, and sees
-    every commit acknowledged before. `name`: for logs and metrics. `registry`: of prometheus metrics.
+    DirectoryInUse, and EmbeddedError is raised when the directory cannot be used. `read_only`: refuses to write
+    (ReadOnlyError). `wait`: wait up to `wait_timeout` seconds for the first node to be reached; otherwise one
+    second. Later calls wait that long for a replica or leader, then raise ClientDisconnected (a TransientError).
+    `commit_timeout`: seconds that the outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`:
+    "snapshot": a connection's snapshot is what this client has seen; "linearizable": a transaction's begin asks
+    the cluster, and sees every commit acknowledged before. `name`: for logs and metrics. `registry`: of prometheus
+    metrics.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -369,3 +370,9 @@ def storage(cluster: FakeCluster, registry: CollectorRegistry) -> Iterator[Clien
     client = ClientStorage(cluster.addresses, wait_timeout=5.0, commit_timeout=5.0, registry=registry, name="test")
     yield client
     client.close()
+
+
+@pytest.fixture
+def place(disk_directory: Path) -> str:
+    """What ClientStorage takes for a new database in a directory."""
+    return f"embedded:{disk_directory}/database"
