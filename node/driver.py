@@ -113,9 +113,7 @@ class Driver:
         """Starts the writer thread, the transport and the ticks."""
         self._loop = asyncio.get_running_loop()
         synced = self._observer.synced if self._observer is not None else None
-        self._writer = self._make_writer(
-            self._wal, self._loop, self._durable, self._fatal, self._place, synced
-        )
+        self._writer = self._make_writer(self._wal, self._loop, self._durable, self._fatal, self._place, synced)
         self._writer.start()
         await self._transport.start()
         self._running = True

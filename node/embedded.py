@@ -23,7 +23,6 @@ import grpc.aio
 from raftstorage.node.compaction import Compactor
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import Durable, opened
-from raftstorage.node.engine.api import EngineError
 from raftstorage.node.identity import DirectoryError, DirectoryLocked, NodeDirectory, NodeIdentity
 from raftstorage.node.leadership import Leadership
 from raftstorage.node.members import Members
@@ -32,7 +31,6 @@ from raftstorage.node.raft.types import Config, Message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
 from raftstorage.node.versions import VERSIONS
-from raftstorage.node.wal import WalError
 from raftstorage.proto import storage_pb2 as pb
 
 __all__ = ["CannotOpen", "Share", "share"]

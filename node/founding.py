@@ -27,7 +27,9 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
         return directory.claim(options.identity())
     if options.members:
         if found is not None:
-            raise DirectoryError(f"{directory.path} was to join a cluster; found another one in an empty directory")
+            raise DirectoryError(
+                f"{directory.path} was to join a cluster; found another one in an empty directory"
+            )
         return directory.claim(options.identity())
     if options.alone and found is None:
         return directory.claim(NodeIdentity(secrets.token_hex(16), 1, {1: options.advertised}))

@@ -132,9 +132,7 @@ class WaitingRoom(admin_pb2_grpc.AdminServicer):
     def __init__(self, instance: str) -> None:
         self._instance = instance
         self._joined: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.invited: asyncio.Future[tuple[tuple[str, ...], bool]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        self.invited: asyncio.Future[tuple[tuple[str, ...], bool]] = asyncio.get_running_loop().create_future()
 
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyReply:  # noqa: N802
         return pb.IdentifyReply(instance=self._instance)

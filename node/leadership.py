@@ -61,5 +61,7 @@ class Leadership:
         while True:
             await asyncio.sleep(TEND_SECONDS)
             if self._driver.role is Role.LEADER:
-                self._observer.lags({peer.node_id: self.lag(peer.match_index) for peer in self._driver.status().peers})
+                self._observer.lags(
+                    {peer.node_id: self.lag(peer.match_index) for peer in self._driver.status().peers}
+                )
                 await self._members.tend()

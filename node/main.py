@@ -79,10 +79,12 @@ def _run(
     ] = None,
     learner: Annotated[bool, typer.Option("--learner", help="With --join: never ask for a vote.")] = False,
     standby: Annotated[
-        bool, typer.Option("--standby", help="With an empty --dir: wait until a cluster's operator adds this node.")
+        bool,
+        typer.Option("--standby", help="With an empty --dir: wait until a cluster's operator adds this node."),
     ] = False,
     alone: Annotated[
-        bool, typer.Option("--alone", help="An empty --dir becomes a cluster of one, to which others can be added.")
+        bool,
+        typer.Option("--alone", help="An empty --dir becomes a cluster of one, to which others can be added."),
     ] = False,
     listen: Annotated[str, typer.Option(help="HOST:PORT to bind; else this node's member address.")] = "",
     advertise: Annotated[str, typer.Option(help="HOST:PORT that others dial; else the one it listens on.")] = "",

@@ -180,7 +180,9 @@ class Members:
             known = membership.member(told.node_id)
             if known is None or (known.instance and known.instance != told.instance):
                 continue
-            newer = replace(known, address=told.address or known.address, instance=told.instance, version=told.version)
+            newer = replace(
+                known, address=told.address or known.address, instance=told.instance, version=told.version
+            )
             if newer != known:
                 updates.append(newer)
         by_id = {member.node_id: member for member in (*membership.members, *updates)}
@@ -188,4 +190,3 @@ class Members:
         if updates or level > membership.level:
             return Change(update=tuple(updates), level=level if level > membership.level else 0)
         return None
-

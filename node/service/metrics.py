@@ -124,7 +124,10 @@ class NodeMetrics:
             self.snapshot_failures.labels(event)
         self.follower_lag = {
             what: Gauge(
-                f"{name}follower_lag_{what}", f"How far a follower is behind, in {what}", ["peer"], registry=registry
+                f"{name}follower_lag_{what}",
+                f"How far a follower is behind, in {what}",
+                ["peer"],
+                registry=registry,
             )
             for what in ("entries", "transactions", "bytes", "seconds")
         }

@@ -27,8 +27,8 @@ from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
-from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.transacting import Transacting
+from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
 from raftstorage.node.versions import VERSIONS, Versions, agreed

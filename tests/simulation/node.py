@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
-from raftstorage.node.compaction import Compactor
 from raftstorage.node.admission import Bounds
+from raftstorage.node.compaction import Compactor
 from raftstorage.node.disk_space import Room
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import agree, membership_of
