@@ -48,9 +48,9 @@ RoleListener = Callable[[RoleChange], None]
 class Driver:
     """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
 
-    `membership`: as of what `engine` has applied; None: the voters and learners of `config`. `tick_seconds`: length
-    of a tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of
-    a snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
+    `membership`: as of what `engine` has applied; None: the voters and learners of `config`. `tick_seconds`: of a
+    tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of a
+    snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
     is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log,
     `in_thread`: runs what takes long beside the loop; a simulator has its own.
     """
@@ -455,7 +455,8 @@ class Driver:
 
     def _installed(self) -> None:
         """The log begins behind the snapshot: what is read and applied from here on is its state."""
-        assert self._installing is not None
+        if self._installing is None:
+            raise RuntimeError("a snapshot is in the log that nobody has handed in")
         (store, done), self._installing = self._installing, None
         old = self.engine.adopt(store)
         log.info("installed a snapshot", extra={"applied_index": self.applied_index})

@@ -45,7 +45,7 @@ def opened(
 
 
 def agree(wal: Wal, engine: Engine, installed: Installed) -> None:
-    """Makes the log follow a database that a snapshot was installed as. EngineError: the two do not fit; WalError."""
+    """Makes the log follow a database that came as a snapshot. EngineError: the two do not fit; WalError."""
     if installed.index and not _holds(wal, installed.index, installed.term):
         if engine.applied_index < installed.index:
             raise EngineError(f"{installed.name} holds what was applied up to entry {engine.applied_index} only")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Healer:
-    """Listens to the driver. One snapshot at a time; while it comes, further wishes are dropped: they are repeated.
+    """Listens to the driver. One snapshot at a time; wishes that come meanwhile are dropped: they are repeated.
 
     `source(node id, host:port)`: where a snapshot is pulled from. Used from the loop.
     """

@@ -40,10 +40,11 @@ class JoinError(Exception):
 
 def begin(directory: NodeDirectory) -> Found:
     """Names the directory, durably, before anyone is asked: who dies in between asks again by the same name."""
-    if directory.found is None:
-        directory.write(Found(NodeIdentity("", 0, {}, new_instance())))
-    assert directory.found is not None
-    return directory.found
+    if directory.found is not None:
+        return directory.found
+    found = Found(NodeIdentity("", 0, {}, new_instance()))
+    directory.write(found)
+    return found
 
 
 async def join(
@@ -121,9 +122,13 @@ async def _leader_near(address: str) -> tuple[str, str]:
 
 async def identify(address: str) -> pb.IdentifyReply:
     """Who listens at `address`. grpc.aio.AioRpcError when nobody answers."""
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+    # A connection of its own: that others failed a moment ago says nothing of now.
+    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
         stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-        return await stub.Identify(pb.IdentifyRequest(), timeout=CALL_SECONDS)  # type: ignore[no-any-return]
+        return await stub.Identify(  # type: ignore[no-any-return]
+            pb.IdentifyRequest(), timeout=CALL_SECONDS, wait_for_ready=True
+        )
 
 
 class WaitingRoom(admin_pb2_grpc.AdminServicer):

@@ -1,4 +1,4 @@
-"""How far a follower is behind its leader, in entries, transactions, bytes and seconds. Pure: time is handed in."""
+"""How far a follower is behind its leader: entries, transactions, bytes, seconds. Pure: time is handed in."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class Members:
             raise MembershipError(f"node {node_id} has not caught up: it misses {missing} entries")
 
     async def promote(self, node_id: int, replaces: int = 0) -> Membership:
-        """Gives a learner that has caught up a vote, in the place of `replaces` if that is a member (0: nobody)."""
+        """Gives a learner that has caught up a vote, in the place of the member `replaces` (0: nobody)."""
         member = self._known(node_id)
         gone = frozenset({replaces} if replaces and replaces in self.membership.ids else ())
         if member.role is MemberRole.VOTER and not gone:

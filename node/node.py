@@ -79,8 +79,8 @@ class Node:
 
     `on_leader` is called when this node leads and has applied all that was committed before; `on_follower` when it
     has found the leader it follows, and when it stops leading. Functions or coroutine functions, called on the
-    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails. `versions`: what this
-    node says that it speaks and knows; tests pretend. `identity` is settled once it is started.
+    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails. `versions`:
+    what this node says that it speaks and knows; tests pretend. `identity` is settled once it is started.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Node:
         peers.serve_snapshot = SnapshotService(self._snapshots, self._snapshot_damaged).serve
 
     async def _checkpoint(self, path: Path) -> Checkpointed:
-        """The bulk is written in a thread; what came meanwhile, and the links, take the loop a few milliseconds."""
+        """The bulk is written in a thread; what came meanwhile, and the links, take the loop little time."""
         await self.driver.flush()
         made = self.driver.engine.checkpoint(path)
         return replace(made, membership=made.membership or self._founded.encode())

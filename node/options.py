@@ -26,8 +26,8 @@ class NodeOptions:
 
     `members`: those that the cluster is founded with; a directory that has been a node's before remembers.
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
-    `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it waits
-    until it is added instead. `alone`: an empty directory becomes a cluster of one.
+    `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it
+    waits until it is added instead. `alone`: an empty directory becomes a cluster of one.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.

@@ -1,4 +1,4 @@
-"""What a node that joined still wants of its cluster: a vote, maybe in the place of the member that it was before."""
+"""What a node that joined still wants of its cluster: a vote, maybe in the place of the member it was before."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ class Wishes:
 
     async def run(self) -> None:
         found = self._directory.found
-        assert found is not None
-        wish = found.wish
-        while wish != Wish():
+        wish = found.wish if found is not None else Wish()
+        while found is not None and wish != Wish():
             if self._fulfilled(wish):
                 self._directory.write(Found(found.identity, Wish()))
                 log.info("has a vote now")

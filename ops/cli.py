@@ -100,8 +100,8 @@ def serve(
 ) -> None:
     """Run one node in the foreground: begin a database of one node, or go on with one that was there.
 
-    Also with a directory that was embedded: in an application. With --join HOST:PORT it becomes another member of a
-    running cluster, with --standby it waits until `member add` lets it in. Further options are the node's own, as
+    Also with a directory that was embedded: in an application. With --join HOST:PORT it becomes another member of
+    a running cluster, with --standby it waits until `member add` lets it in. Further options are the node's own, as
     --lease-ms; python -m raftstorage.node --help tells them, and the exit status.
     """
     from raftstorage.ops import serve as serve_module

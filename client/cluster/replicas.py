@@ -180,9 +180,12 @@ class Replicas:
         elif kind == "leader":
             if self._learn(event.leader, connection.replica.node_id):
                 self._tell_all()
-        elif kind == "failure" and event.failure.reason == pb.NOT_LEADER:
-            if self._learn(event.failure.leader, connection.replica.node_id):
-                self._tell_all()
+        elif (
+            kind == "failure"
+            and event.failure.reason == pb.NOT_LEADER
+            and self._learn(event.failure.leader, connection.replica.node_id)
+        ):
+            self._tell_all()
 
     def _invalidated(self, connection: Connection, news: pb.Invalidations) -> None:
         replica = connection.replica
@@ -216,7 +219,7 @@ class Replicas:
         return changed
 
     def _drop_strangers(self, members: set[str]) -> None:
-        """Closes the streams to learnt addresses that are no member's any more; named ones are dialled for ever."""
+        """Closes the streams to learnt addresses that are no member's any more; named ones are kept."""
         for address in sorted(self.connections.keys() - members - set(self.addresses)):
             self._drop(address)
 

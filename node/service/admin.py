@@ -37,8 +37,9 @@ class Refused(Exception):
 class Insights:
     """What a status tells beside the driver's own; each a function, so that the service holds no state of others.
 
-    `connected(node id)`: is a peer's stream up; `sessions()`: connected clients; `lag(match index)`: on the leader;
-    `problems()`: what is wrong; `transfer()`: bytes of a snapshot that came, and all; `disk()`: bytes free, reserve.
+    `connected(node id)`: is a peer's stream up; `sessions()`: connected clients; `lag(match index)`: on a leader;
+    `problems()`: what is wrong; `transfer()`: bytes of a snapshot that came, and all; `disk()`: bytes free, and
+    the reserve.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "no change is asked for")
 
     async def _invite(self, address: str, *, learner: bool) -> None:
-        """Has the waiting node at `address` join. It asks this leader itself, so that its directory is named first."""
+        """Has the waiting node at `address` join: it asks this leader itself, and names its directory."""
         self._check_leads()
         _check_address(address)
         members = [member.address for member in self._driver.membership.members if member.address]
@@ -231,15 +232,11 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         try:
             found = await identify(request.address)
         except grpc.aio.AioRpcError as error:
-            raise Refused(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"{request.address} does not answer this node, so the others could not reach it: {error.details()}",
-            ) from error
+            reason = f"{request.address} does not answer, so that no member could reach it: {error.details()}"
+            raise Refused(grpc.StatusCode.UNAVAILABLE, reason) from error
         if found.instance != request.instance:
-            raise Refused(
-                grpc.StatusCode.ALREADY_EXISTS,
-                f"{request.address} is answered by another node (node {found.node_id} of {found.cluster_id or 'none'})",
-            )
+            who = f"node {found.node_id} of cluster {found.cluster_id}" if found.node_id else "another empty node"
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"{request.address} is answered by {who}")
 
     def _check_leads(self) -> None:
         if not self._driver.is_ready_leader:

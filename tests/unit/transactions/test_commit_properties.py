@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.failures import not_leader
+from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.node.tids import LAST_GIVEN
 from raftstorage.node.transactions import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
