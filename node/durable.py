@@ -41,6 +41,7 @@ def opened(
         close.callback(engine.close)
         close.callback(lambda: engine.flush() if flush() else None)
         agree(wal, engine, installed)
+        wal.clean()
         yield Durable(wal, engine, membership_of(engine, identity))
 
 

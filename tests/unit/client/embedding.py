@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raftstorage.node.alone import begun_alone
-from raftstorage.node.identity import DirectoryLocked, NodeDirectory, NodeIdentity
+from raftstorage.node.identity import DirectoryLocked, NodeDirectory
 from ZODB.Connection import TransactionMetaData
 from ZODB.utils import z64
 
@@ -17,10 +16,8 @@ def directory(place: str) -> Path:
 
 def locked(place: str) -> bool:
     """Whether a node has the directory, in whatever process."""
-    path = directory(place)
-    cluster, node = begun_alone(path)
     try:
-        NodeDirectory.open(path, NodeIdentity(cluster, node, {})).close()
+        NodeDirectory.open(directory(place)).close()
     except DirectoryLocked:
         return True
     return False

@@ -57,7 +57,8 @@ class Node:
         applied = []
         for index, (term, data) in enumerate(batch, begin + 1):
             kind = EntryKind.COMMAND if data else EntryKind.NOOP
-            applied.append((Entry(term, index, kind, data), self.engine.apply(index, data)))
+            entry = Entry(term, index, kind, data)
+            applied.append((entry, self.engine.apply(entry)))
         self.coordinator.applied(applied, self.world.now)
         if deposed:
             self.step_down()

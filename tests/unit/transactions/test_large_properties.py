@@ -10,9 +10,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 from raftstorage.node import examination, works
+from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.stand_in import FragmentEngine
 from tests.unit.pieces import gathered, pieces, put_together
 from tests.unit.service.fuzzing import Reply, explore
 from tests.unit.transactions.test_commit_properties import CommitMachine, who
@@ -27,7 +27,7 @@ def small_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class LargeCommitMachine(CommitMachine):
-    engine = FragmentEngine
+    engine = MemoryEngine
 
     @initialize(shapes=st.lists(st.lists(st.integers(1, 2), max_size=3), min_size=1, max_size=5))
     def shape(self, shapes: list[list[int]]) -> None:

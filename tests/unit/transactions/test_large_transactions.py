@@ -14,7 +14,6 @@ from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.stand_in import FragmentEngine
 from tests.unit.pieces import gathered, pieces
 
 NOW = 1_700_000_000.0
@@ -43,7 +42,7 @@ def change(*writes: int, checks: Sequence[int] = (), base: bytes = Z64, tid: byt
 
 class Node:
     def __init__(self, limits: CoordinatorLimits | None = None) -> None:
-        self.engine = FragmentEngine()
+        self.engine = MemoryEngine()
         self.log: list[bytes] = []
         self.leads = True
         self.coordinator = Coordinator(
@@ -66,7 +65,8 @@ class Node:
         batch = []
         for data in self.log:
             index = self.engine.applied_index + 1
-            batch.append((Entry(1, index, EntryKind.COMMAND, data), self.engine.apply(index, data)))
+            entry = Entry(1, index, EntryKind.COMMAND, data)
+            batch.append((entry, self.engine.apply(entry)))
         self.log.clear()
         self.coordinator.applied(batch, NOW)
 
@@ -355,7 +355,8 @@ def test_an_examination_tells_what_the_engine_would_whatever_comes_in_between() 
             commit = pb.CommitCommand(transaction_id=b"%016d" % number, tid=oid(1000 + number))
             base = oid(1001) if number == 3 else Z64
             commit.transaction = change(*writes, tid=oid(1000 + number), base=base).SerializeToString()
-            outcome = engine.apply(engine.applied_index + 1, pb.Command(commit=commit).SerializeToString())
+            data = pb.Command(commit=commit).SerializeToString()
+            outcome = engine.apply(Entry(1, engine.applied_index + 1, EntryKind.COMMAND, data))
             assert outcome.tid
             if number > moment // 3:
                 look.changed(outcome.tid, outcome.oids)
