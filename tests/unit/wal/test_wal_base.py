@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,17 @@ def test_a_segment_may_begin_with_entries_that_replace_those_of_segments_that_ar
     assert sequences(tmp_path) == [4]
     wal.close()
     assert reopened(tmp_path) == State((3, 1), new, HardState(1, 2))
+
+
+def test_a_segment_that_begins_at_another_entry_than_the_next_is_refused(tmp_path: Path) -> None:
+    wal = filled(tmp_path, 4)
+    path = wal._current.path
+    wal.close()
+    header = fmt.Header.unpack(path.read_bytes(), path)
+    with path.open("r+b") as file:
+        file.write(replace(header, first_index=9).pack())
+    with pytest.raises(WalDamaged, match="begins at entry 9, behind entry 2"):
+        opened(tmp_path)
 
 
 def base_of(index: int, term: int) -> Callable[[int, int], bytes]:
