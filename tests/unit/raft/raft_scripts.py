@@ -56,7 +56,7 @@ class LossTellingCluster(Cluster):
         return len(lost) + super().deliver(one_of([each for each in chosen if not self._is_lost(each)]))
 
     def _is_lost(self, message: Message) -> bool:
-        return (message.from_node, message.to_node) in self.cuts or not self.nodes[message.to_node].up
+        return (message.from_node, message.to_node) in self.cuts or not self.is_up(message.to_node)
 
 
 def as_number(word: str) -> int:
