@@ -73,7 +73,7 @@ def on_commit(core: RaftCore) -> None:
         return
     if core.membership.is_joint:
         _append(core, left_joint(core.membership))
-    elif not core.membership.has_vote(core.node_id):
+    elif not any(core.node_id in voters for voters in core.voters):
         transfer.start(core, 0)
 
 

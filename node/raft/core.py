@@ -192,10 +192,10 @@ class RaftCore:
             self.own_reads.answer(request, None)
 
     def transfer_leader(self, to_node: int = 0) -> None:
-        """Hands leadership to a voter (0: the furthest); given up after an election timeout (thesis 3.10).
+        """Hands leadership to a voter (0: the furthest that lives); given up after an election timeout (3.10).
 
         Until then nothing can be proposed. Does nothing on a node that does not lead or for a node that is no
-        other voter.
+        other voter of the incoming configuration.
         """
         if self.role is Role.LEADER:
             transfer.start(self, to_node)

@@ -44,6 +44,7 @@ def is_sane(message: Message) -> bool:
         and 0 <= message.hint_index < LIMIT
         and 0 <= log_term <= term
         and 0 <= message.hint_term <= term
+        and (message.hint_index == 0) == (message.hint_term == 0)
     ):
         return False
     if message.type is not MessageType.APPEND:

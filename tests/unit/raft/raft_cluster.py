@@ -71,6 +71,9 @@ class Cluster:
             self[node].tick()
             self.pump(node)
 
+    def is_up(self, node: int) -> bool:
+        return node in self.nodes and self.nodes[node].up
+
     def time_out(self, node: int) -> None:
         """Ticks a node until it asks for pre-votes."""
         for _ in range(3 * self.nodes[node].config.election_ticks):
@@ -95,8 +98,8 @@ class Cluster:
 
     def step(self, message: Message) -> None:
         """Hands a message over as if it had arrived just now."""
-        node = self.nodes[message.to_node]
-        if node.up:
+        node = self.nodes.get(message.to_node)
+        if node is not None and node.up:
             node.core.step(message)
             self.pump(message.to_node)
 
@@ -262,8 +265,6 @@ class Cluster:
         it.reads_lost += output.reads_lost
 
     def _send(self, node: int, messages: Iterable[Message]) -> None:
-        """To a node that does not run, and never did: into nothing."""
         for message in messages:
             self.checks.sends(self.nodes[node], message)
-            if message.to_node in self.nodes:
-                self.flying.append(message)
+            self.flying.append(message)

@@ -49,7 +49,7 @@ class Before:
 
 
 class Node:
-    """`applied`: what its state machine has seen, kept over a crash. `initial`: its membership before any entry."""
+    """`applied`: what its state machine has seen, kept over a crash. `initial`: its membership at first."""
 
     def __init__(self, config: Config, log: MemoryLog, random: RandomSource, initial: Membership) -> None:
         self.config = config

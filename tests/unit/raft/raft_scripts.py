@@ -10,10 +10,15 @@ write 1 [2]                       the oldest writes (one by default) become dura
 deliver APPEND 1->2, drop *->2    of what flies now; also: count=1 (the oldest), last (the newest)
 settle [frozen=2,3]               delivers and writes until all is quiet, but nodes in `frozen` write nothing
 crash 2, restart 2 [applied=0], cut 1 2, isolate 1, heal
-flying, logs, status, progress 1
+join 5                            a new node runs, with an empty disk and without members
+change 1 promote=4 demote=2 remove=3 add=6 learner=5
+compact 1 [5]                     forgets the entries up to there, or all that were applied
+install 3                         the snapshot that it was told to fetch
+flying, logs, status, members, progress 1
 quiet COMMAND                     prints nothing
 
-An entry is `index/term:data`, in `logs` with a `~` before it where it is not durable.
+An entry is `index/term:data`, in `logs` with a `~` before it where it is not durable; `5/1..` before all of them
+is what the log begins behind. A membership is `{1,2,3}`, `{1,2 learner 3}`, or joint `{1,4 from 1,2,3}`.
 """
 
 from __future__ import annotations
@@ -22,12 +27,13 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
+from raftstorage.node.raft.membership import Change, Member, MemberRole, MembershipError
 from raftstorage.node.raft.types import Entry, EntryKind, HardState, Message, NotLeader
 
 from tests.unit.raft.memory_log import MemoryLog
 from tests.unit.raft.raft_cluster import Cluster
 from tests.unit.raft.raft_node import Node
-from tests.unit.raft.raft_words import show, show_entry
+from tests.unit.raft.raft_words import show, show_entry, show_membership
 
 SHORT = {"election": "election_ticks", "batch": "max_message_entries", "window": "max_inflight_messages"}
 ALL = 1 << 30
@@ -56,7 +62,7 @@ class LossTellingCluster(Cluster):
         return len(lost) + super().deliver(one_of([each for each in chosen if not self._is_lost(each)]))
 
     def _is_lost(self, message: Message) -> bool:
-        return (message.from_node, message.to_node) in self.cuts or not self.nodes[message.to_node].up
+        return (message.from_node, message.to_node) in self.cuts or not self.is_up(message.to_node)
 
 
 def as_number(word: str) -> int:
@@ -155,10 +161,14 @@ class Player:
                 cluster.cut(self._node(its, up=None), self._node(its, up=None))
             case "heal":
                 cluster.heal()
+            case "join" | "change" | "compact" | "install":
+                self._run_members(name, its)
             case "flying":
                 printed += [f"  {show(message)}" for message in cluster.flying] or ["nothing flies"]
             case "logs":
                 printed += [f"{node}: {show_log(it)}" for node, it in cluster.nodes.items()]
+            case "members":
+                printed += [f"{node}: {show_members(it)}" for node, it in cluster.nodes.items()]
             case "status":
                 printed += [f"{node}: {show_state(it)}" for node, it in cluster.nodes.items()]
             case "progress":
@@ -167,6 +177,31 @@ class Player:
                     printed.append(f"{node}: {it.state.value}, has {it.match}, next {it.next}, {in_flight}")
             case _:
                 raise ScriptError(f"unknown command: {name}")
+
+    def _run_members(self, name: str, its: Arguments) -> None:
+        """What has to do with members and snapshots."""
+        cluster, printed = self.cluster, self.printed
+        match name:
+            case "join":
+                cluster.join(its.number("a node"))
+            case "compact":
+                node = self._node(its)
+                cluster.compact(node, its.number("up to which entry", len(cluster.nodes[node].applied)))
+            case "install":
+                if not cluster.install(self._node(its)):
+                    printed.append("nothing to install")
+            case "change":
+                node = self._node(its)
+                promote, demote, remove, add, learners = map(
+                    its.option_numbers, ("promote", "demote", "remove", "add", "learner")
+                )
+                new = [Member(each) for each in add] + [Member(each, MemberRole.LEARNER) for each in learners]
+                try:
+                    cluster.change(
+                        node, Change(tuple(new), frozenset(promote), frozenset(demote), frozenset(remove))
+                    )
+                except (NotLeader, MembershipError) as error:
+                    printed.append(f"refused: {error}")
 
     def _new_cluster(self, its: Arguments) -> None:
         voters, learners = range(1, its.number("how many voters") + 1), its.option_numbers("learners")
@@ -212,10 +247,21 @@ def show_log(it: Node) -> str:
     core = it.core
     if it.up:
         entries, stable, state = it.log(), core.log.stable, f"commit {core.commit_index} term {core.term}"
+        base = (core.log.base, core.log.term(core.log.base))
     else:
-        stable, state = it.disk.last_index(), f"down, term {it.disk.hard_state.term}"
-        entries = it.disk.entries(1, stable + 1, ALL) if stable else []
-    return " ".join([("~" if each.index > stable else "") + show_entry(each) for each in entries] + ["|", state])
+        stable, state, base = it.disk.last_index(), f"down, term {it.disk.hard_state.term}", it.disk.base
+        entries = it.disk.entries(base[0] + 1, stable + 1, ALL) if stable > base[0] else []
+    parts = [f"{base[0]}/{base[1]}.."] if base[0] else []
+    parts += [("~" if each.index > stable else "") + show_entry(each) for each in entries]
+    return " ".join([*parts, "|", state])
+
+
+def show_members(it: Node) -> str:
+    if not it.up:
+        return "down"
+    core = it.core
+    committed = "" if core.membership_index <= core.commit_index else ", not known to be committed"
+    return f"{show_membership(core.membership)} of entry {core.membership_index}{committed}"
 
 
 def show_state(it: Node) -> str:
