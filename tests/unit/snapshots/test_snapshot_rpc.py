@@ -19,6 +19,7 @@ from raftstorage.node.service.peers import HelloRefused
 from raftstorage.node.service.snapshots import GrpcSource
 from raftstorage.node.snapshots import (
     ServeOptions,
+    SnapshotError,
     SnapshotUnavailable,
     SourceFailed,
     clean,
@@ -264,6 +265,28 @@ def test_a_fetch_that_is_cancelled_lets_go_of_everything(tmp_path: Path) -> None
             assert [name for name in open_files if name.startswith(folder)] == []
 
     run(work())
+
+
+def test_a_node_that_stops_while_it_serves_ends_cleanly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        database = write_files(tmp_path / "db", 4, MIB)
+        slow = ServeOptions(bytes_per_second=MIB, read_bytes_per_second=0)
+        async with serving(tmp_path, database, slow) as server:
+            chunks = server.source.open(pb.SnapshotRequest())
+            for _ in range(3):
+                await anext(chunks)
+            await server.server.stop(0)
+            await server.store.stop()
+            assert server.store._receivers == {}
+            open_files = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+            assert [name for name in open_files if name.startswith(str(tmp_path))] == []
+            with pytest.raises(SnapshotError, match="stops"):
+                async with server.store.open("3"):
+                    pass
+            await chunks.aclose()
+
+    run(work())
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 def test_a_source_of_another_version_is_given_up(tmp_path: Path) -> None:
