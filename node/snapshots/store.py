@@ -105,6 +105,9 @@ class SnapshotStore:
         self._newest: Snapshot | None = None
         self._making: asyncio.Task[Snapshot] | None = None
         self._receivers: dict[str, int] = {}  # streams of each
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._tidying: set[asyncio.Task[None]] = set()
 
@@ -122,7 +125,9 @@ class SnapshotStore:
                 self.files.remove(path)
 
     async def stop(self) -> None:
-        """Ends what is under way; the streams must have ended. The folders are left to the next start."""
+        """Returns when the streams, which must be ending, have ended, and so has all else. The folders stay."""
+        self._stopping = True
+        await self._idle.wait()
         if self._timer is not None:
             self._timer.cancel()
         tasks = [*self._tidying, *([self._making] if self._making else [])]
@@ -147,10 +152,13 @@ class SnapshotStore:
 
         TooManyReceivers; SnapshotError when none can be made.
         """
+        if self._stopping:
+            raise SnapshotError("this node stops")
         streams = self._receivers.get(receiver, 0)
         if streams >= STREAMS_OF_ONE or (not streams and len(self._receivers) >= self.options.max_receivers):
             raise TooManyReceivers(f"{len(self._receivers)} nodes are being sent a snapshot already")
         self._receivers[receiver] = streams + 1
+        self._idle.clear()
         try:
             snapshot = self._snapshots.get(snapshot_id)
             if snapshot is None or snapshot.index < self._floor():
@@ -166,6 +174,8 @@ class SnapshotStore:
             self._receivers[receiver] -= 1
             if not self._receivers[receiver]:
                 del self._receivers[receiver]
+            if not self._receivers:
+                self._idle.set()
 
     # ---- making --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import google_crc32c
 from raftstorage.node.snapshots import Fetched, FetchOptions, SnapshotFetcher, SourceFailed
-from raftstorage.node.snapshots.api import FORMAT
+from raftstorage.node.snapshots.api import FORMAT, Unobserved
 from raftstorage.node.snapshots.worker import InlineWorker
 from raftstorage.proto import raft_pb2 as pb
 
@@ -27,6 +27,7 @@ CONTENTS = {
     "EMPTY": b"",
     "MANIFEST-000005": random.Random(5).randbytes(333),
 }
+TOTAL = sum(map(len, CONTENTS.values()))
 OPTIONS = FetchOptions(attempts=3, backoff_seconds=(0.0, 0.0), mark_bytes=256, reserve_bytes=0)
 
 #: What becomes of chunk number n of one stream (0: the manifest). May raise SourceFailed.
@@ -151,3 +152,23 @@ def check_fetched(disk: ModelDisk, fetched: Fetched, contents: dict[str, bytes] 
     assert disk.folder_contents(fetched.path) == contents
     assert "incoming" not in disk.names(NODE)
     assert disk.open_files() == 0
+
+
+class Seen(Unobserved):
+    def __init__(self) -> None:
+        self.received = 0
+        self.done: list[str] = []
+        self.failed: list[str] = []
+        self.progress: list[tuple[int, int]] = []
+
+    def snapshot_received(self, count: int) -> None:
+        self.received += count
+
+    def snapshot_done(self, what: str, seconds: float) -> None:
+        self.done.append(what)
+
+    def snapshot_failed(self, what: str) -> None:
+        self.failed.append(what)
+
+    def snapshot_progress(self, done: int, total: int) -> None:
+        self.progress.append((done, total))

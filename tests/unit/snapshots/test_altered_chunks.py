@@ -11,6 +11,7 @@ import pytest
 from raftstorage.node.snapshots import SnapshotUnavailable
 from raftstorage.proto import raft_pb2 as pb
 
+from tests.unit.snapshots.disk import Crash
 from tests.unit.snapshots.sources import (
     CHUNK,
     CONTENTS,
@@ -145,6 +146,33 @@ def test_files_that_decayed_on_the_disk_are_fetched_again() -> None:
             source = Source()
             check_fetched(disk, run(fetcher(disk).fetch(source)))
             assert 0 < source.sent < total
+            assert len(source.requests) == 1, "it showed when it was read back"
+
+
+def test_files_that_have_grown_on_the_disk_are_cut() -> None:
+    for name in CONTENTS:
+        disk = new_disk(random.Random(0))
+        with pytest.raises(SnapshotUnavailable):
+            run(fetcher(disk).fetch(Source(always=breaks_at(CHUNKS, final=True))))
+        path = NODE / "incoming" / "files" / name
+        disk.put(path, disk.read_all(path) + b"more")
+        check_fetched(disk, run(fetcher(disk).fetch(Source())))
+
+
+@pytest.mark.parametrize("number", [1, 10, 11, CHUNKS])
+def test_a_lie_that_fits_does_not_outlive_a_crash_between_write_and_check(number: int) -> None:
+    """All of a file is there then, and marked, and was not compared with the manifest."""
+    lie = at(number, ATTACKS["a flipped bit with its checksum"])
+    probe = new_disk(random.Random(0))
+    run(fetcher(probe).fetch(Source(mangles=[lie])))
+    for step in range(len(probe.steps)):
+        disk = new_disk(random.Random(step))
+        disk.crash_at = step
+        with suppress(Crash):
+            run(fetcher(disk).fetch(Source(mangles=[lie])))
+        disk.end("kill")
+        check_finished(disk, CONTENTS)
+        check_fetched(disk, run(fetcher(disk).fetch(Source())))
 
 
 def test_data_of_more_than_a_chunk_is_refused() -> None:

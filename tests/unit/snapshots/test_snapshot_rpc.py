@@ -5,12 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import threading
-import time
-from asyncio import events
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,142 +15,32 @@ import pytest
 import rocksdict
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.service.metrics import NodeMetrics
-from raftstorage.node.service.parsing import RefuseMalformed
 from raftstorage.node.service.peers import HelloRefused
-from raftstorage.node.service.server import SERVER_OPTIONS
-from raftstorage.node.service.snapshots import GrpcSource, SnapshotService
+from raftstorage.node.service.snapshots import GrpcSource
 from raftstorage.node.snapshots import (
-    FetchOptions,
     ServeOptions,
-    SnapshotFetcher,
-    SnapshotStore,
+    SnapshotError,
     SnapshotUnavailable,
     SourceFailed,
     clean,
     current,
     point_to,
 )
-from raftstorage.node.snapshots.files import SystemSnapshotFiles
 from raftstorage.proto import raft_pb2 as pb
-from raftstorage.proto import raft_pb2_grpc
 
+from tests.unit.snapshots.rpc import (
+    MIB,
+    UNLIMITED,
+    Server,
+    State,
+    contents,
+    hello,
+    receiving,
+    sample,
+    serving,
+    write_files,
+)
 from tests.unit.snapshots.sources import run, until
-
-MIB = 1 << 20
-UNLIMITED = ServeOptions(bytes_per_second=0, read_bytes_per_second=0)
-
-
-@dataclass
-class State:
-    index: int = 10
-    term: int = 2
-    membership: bytes = b"members"
-
-
-def hello() -> pb.PeerHello:
-    return pb.PeerHello(node_id=2, to_node_id=1)
-
-
-class Watched(SystemSnapshotFiles):
-    """Says which threads used it, and how much was read."""
-
-    def __init__(self) -> None:
-        self.threads: set[int] = set()
-        self.bytes_read = 0
-
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found):
-            return found
-
-        def watched(*arguments: Any) -> Any:
-            self.threads.add(threading.get_ident())
-            return found(*arguments)
-
-        return watched
-
-    def read(self, descriptor: int, length: int, offset: int) -> bytes:
-        data = super().read(descriptor, length, offset)
-        self.bytes_read += len(data)
-        return data
-
-
-class Server(raft_pb2_grpc.PeersServicer):
-    """A node that serves snapshots of the files in a folder."""
-
-    def __init__(self, directory: Path, database: Path, options: ServeOptions, port: int) -> None:
-        self.database = database
-        self.files = Watched()
-        self.metrics = NodeMetrics()
-        self.peers: list[str] = []
-        self.refused: HelloRefused | None = None
-        self.store = SnapshotStore(
-            directory / "snapshots", self.checkpoint, options=options, files=self.files, observer=self.metrics
-        )
-        self.service = SnapshotService(self.store, self.check_hello)
-        self.server = grpc.aio.server(interceptors=[RefuseMalformed()], options=SERVER_OPTIONS)
-        raft_pb2_grpc.add_PeersServicer_to_server(self, self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port(f'127.0.0.1:{port}')}"
-        self.source = GrpcSource(self.address, hello)
-
-    async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> None:
-        self.peers.append(context.peer())
-        await self.service.serve(request, context)
-
-    async def checkpoint(self, path: Path) -> State:
-        path.mkdir()
-        for file in self.database.iterdir():
-            os.link(file, path / file.name)
-        return State()
-
-    def check_hello(self, greeting: pb.PeerHello) -> int:
-        if self.refused is not None:
-            raise self.refused
-        return int(greeting.node_id)
-
-
-@asynccontextmanager
-async def serving(
-    directory: Path, database: Path, options: ServeOptions = UNLIMITED, port: int = 0
-) -> AsyncIterator[Server]:
-    server = Server(directory, database, options, port)
-    await server.store.start()
-    await server.server.start()
-    try:
-        yield server
-    finally:
-        await server.server.stop(0)
-        await server.store.stop()
-
-
-@asynccontextmanager
-async def receiving(directory: Path, **changes: Any) -> AsyncIterator[SnapshotFetcher]:
-    directory.mkdir(exist_ok=True)
-    options = FetchOptions(backoff_seconds=(0.01, 0.05), attempts=20)
-    fetching = SnapshotFetcher(directory, **{"options": options} | changes)
-    try:
-        yield fetching
-    finally:
-        await fetching.close()
-
-
-def write_files(directory: Path, count: int, size: int) -> Path:
-    """So many tables, and nothing that compresses."""
-    directory.mkdir()
-    blocks = [random.Random(n).randbytes(MIB) for n in range(4)]
-    for number in range(count):
-        with (directory / f"{number:06}.sst").open("wb") as file:
-            for at in range(0, size, MIB):
-                file.write(blocks[(number + at // MIB) % 4][: size - at])
-    return directory
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def sample(metrics: NodeMetrics, name: str, **labels: str) -> float:
-    return metrics.registry.get_sample_value(f"raftstorage_node_{name}", labels) or 0.0
 
 
 def test_a_database_is_fetched_and_taken_over(tmp_path: Path) -> None:
@@ -324,16 +209,13 @@ def test_each_stream_has_a_connection_of_its_own(tmp_path: Path) -> None:
     """Or what else is sent to this peer would wait in one socket behind a snapshot."""
 
     async def work() -> None:
-        async with (
-            serving(tmp_path, write_files(tmp_path / "db", 1, MIB)) as server,
-            grpc.aio.insecure_channel(server.address) as channel,
-        ):
-            other = raft_pb2_grpc.PeersStub(channel).Snapshot(pb.SnapshotRequest(hello=hello()))
-            await other.read()
-            async for _chunk in server.source.open(pb.SnapshotRequest()):
-                pass
-            assert len(set(server.peers)) == 2
-            other.cancel()
+        async with serving(tmp_path, write_files(tmp_path / "db", 1, MIB)) as server:
+            one, other = (server.source.open(pb.SnapshotRequest()) for _ in range(2))
+            await anext(one)
+            await anext(other)
+            assert len(server.peers) == 2 and len(set(server.peers)) == 2
+            await one.aclose()
+            await other.aclose()
 
     run(work())
 
@@ -385,6 +267,28 @@ def test_a_fetch_that_is_cancelled_lets_go_of_everything(tmp_path: Path) -> None
     run(work())
 
 
+def test_a_node_that_stops_while_it_serves_ends_cleanly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        database = write_files(tmp_path / "db", 4, MIB)
+        slow = ServeOptions(bytes_per_second=MIB, read_bytes_per_second=0)
+        async with serving(tmp_path, database, slow) as server:
+            chunks = server.source.open(pb.SnapshotRequest())
+            for _ in range(3):
+                await anext(chunks)
+            await server.server.stop(0)
+            await server.store.stop()
+            assert server.store._receivers == {}
+            open_files = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+            assert [name for name in open_files if name.startswith(str(tmp_path))] == []
+            with pytest.raises(SnapshotError, match="stops"):
+                async with server.store.open("3"):
+                    pass
+            await chunks.aclose()
+
+    run(work())
+    assert [record.message for record in caplog.records if record.exc_info] == []
+
+
 def test_a_source_of_another_version_is_given_up(tmp_path: Path) -> None:
     async def work() -> None:
         server = grpc.aio.server()
@@ -394,51 +298,5 @@ def test_a_source_of_another_version_is_given_up(tmp_path: Path) -> None:
             with pytest.raises(SnapshotUnavailable, match="UNIMPLEMENTED"):
                 await fetching.fetch(GrpcSource(f"127.0.0.1:{port}", hello))
         await server.stop(0)
-
-    run(work())
-
-
-class Holds:
-    """How long single callbacks held the loop: by the clock, and in processor time of the loop's thread."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clock = self.processor = 0.0
-        original = events.Handle._run
-
-        def measured(handle: events.Handle) -> None:
-            clock, processor = time.perf_counter(), time.thread_time()
-            original(handle)
-            self.processor = max(self.processor, time.thread_time() - processor)
-            self.clock = max(self.clock, time.perf_counter() - clock)
-
-        monkeypatch.setattr(events.Handle, "_run", measured)
-
-
-def test_neither_side_holds_up_the_loop(disk_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 MB through one loop that serves and receives. The bound is in processor time, which other work on the
-    machine does not change, and a multiple of what one chunk costs; a wait for the disk is seen by its thread.
-    """
-    size = 300 * 1_000_000
-
-    async def work() -> None:
-        database = write_files(disk_directory / "db", 5, size // 5)
-        loop_thread = threading.get_ident()
-        mine = Watched()
-        chunks = size / UNLIMITED.chunk_bytes
-        async with (
-            serving(disk_directory, database) as server,
-            receiving(disk_directory / "n2", files=mine) as fetching,
-        ):
-            holds = Holds(monkeypatch)
-            begin, processor = time.perf_counter(), time.thread_time()
-            fetched = await fetching.fetch(server.source)
-            seconds, used = time.perf_counter() - begin, time.thread_time() - processor
-            print(
-                f"{size / seconds / 1e6:.0f} MB/s; the longest hold of the loop {holds.clock * 1000:.1f} ms, "
-                f"{holds.processor * 1000:.2f} ms of processor time; a chunk costs {used / chunks * 1000:.2f} ms"
-            )
-            assert loop_thread not in mine.threads | server.files.threads
-        assert sum(path.stat().st_size for path in fetched.path.iterdir()) == size
-        assert holds.processor < 20 * used / chunks + 0.005
 
     run(work())
