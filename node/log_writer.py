@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
 from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist
@@ -47,6 +47,27 @@ WriterFactory = Callable[
     ],
     Writer,
 ]
+
+
+def slices(batch: Sequence[Persist]) -> Iterator[list[tuple[HardState | None, Sequence[Entry]]]]:
+    """What `batch` writes, in several writes when it is large: the entries of a large transaction come as one.
+
+    Putting all of them into one piece of memory would hold the interpreter, and with it the loop.
+    """
+    writes: list[tuple[HardState | None, Sequence[Entry]]] = []
+    size = 0
+    for persist in batch:
+        state: HardState | None = persist.hard_state
+        begin = 0
+        for end, entry in enumerate(persist.entries, 1):
+            size += len(entry.data)
+            if size >= GROUP_BYTES:
+                yield [*writes, (state, persist.entries[begin:end])]
+                writes, size, state, begin = [], 0, None, end
+        if state is not None or begin < len(persist.entries):
+            writes.append((state, persist.entries[begin:]))
+    if writes:
+        yield writes
 
 
 class LogWriter:
@@ -107,7 +128,8 @@ class LogWriter:
                 continue
             try:
                 begin = time.perf_counter()
-                self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+                for writes in slices(batch):
+                    self._wal.write_many(writes)
                 if self._synced is not None:
                     self._synced(time.perf_counter() - begin, len(batch))
             except BaseException as error:  # whatever it is, what the disk holds is not known any more
