@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
@@ -61,6 +61,27 @@ class _Job:
 
     do: Callable[[], object]
     done: asyncio.Future[None]
+
+
+def slices(batch: Sequence[Persist]) -> Iterator[list[tuple[HardState | None, Sequence[Entry]]]]:
+    """What `batch` writes, in several writes when it is large: the entries of a large transaction come as one.
+
+    Putting all of them into one piece of memory would hold the interpreter, and with it the loop.
+    """
+    writes: list[tuple[HardState | None, Sequence[Entry]]] = []
+    size = 0
+    for persist in batch:
+        state: HardState | None = persist.hard_state
+        begin = 0
+        for end, entry in enumerate(persist.entries, 1):
+            size += len(entry.data)
+            if size >= GROUP_BYTES:
+                yield [*writes, (state, persist.entries[begin:end])]
+                writes, size, state, begin = [], 0, None, end
+        if state is not None or begin < len(persist.entries):
+            writes.append((state, persist.entries[begin:]))
+    if writes:
+        yield writes
 
 
 class LogWriter:
@@ -155,7 +176,8 @@ class LogWriter:
 
     def _write(self, batch: list[Persist]) -> None:
         begin = time.perf_counter()
-        self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
+        for writes in slices(batch):
+            self._wal.write_many(writes)
         if self._synced is not None:
             self._synced(time.perf_counter() - begin, len(batch))
         self._tell(self._done, batch)

@@ -92,21 +92,57 @@ def mangled(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> bytes:
 
 
 bodies = st.one_of(transactions, transactions, mangled(transactions), st.binary(max_size=60))
+#: Of a part, mostly such as a node takes.
+part_bodies = st.one_of(
+    st.builds(pb.Transaction, records=st.lists(good_records, min_size=1, max_size=2)).map(
+        lambda transaction: transaction.SerializeToString()
+    ),
+    st.builds(
+        pb.Transaction,
+        records=st.lists(
+            st.builds(pb.NewRecord, oid=oids, data=st.binary(max_size=40), more=st.booleans()), max_size=2
+        ),
+        checks=st.lists(checks, max_size=2),
+    ).map(lambda transaction: transaction.SerializeToString()),
+    bodies,
+)
+few = st.one_of(st.just(0), st.integers(0, 3), small)
 calls: dict[str, st.SearchStrategy[Any]] = {
     "hello": st.builds(pb.Hello, protocol_version=small, client_id=st.text(max_size=40), after_tid=octets),
     "load_before": st.builds(pb.LoadBefore, oid=octets, before=octets, at_least=at_least),
     "load_serial": st.builds(pb.LoadSerial, oid=octets, serial=octets, at_least=at_least),
     "history": st.builds(pb.History, oid=octets, size=small, at_least=at_least),
-    "vote": st.builds(pb.Vote, transaction_id=identities, transaction=bodies),
+    "vote": st.builds(pb.Vote, transaction_id=identities, transaction=bodies, parts=few),
+    "part": st.builds(pb.Part, transaction_id=identities, number=few, transaction=part_bodies),
     "finish": st.builds(pb.Finish, transaction_id=identities),
     "abort": st.builds(pb.Abort, transaction_id=identities),
-    "commit": st.builds(pb.Commit, transaction_id=identities, transaction=bodies),
+    "commit": st.builds(pb.Commit, transaction_id=identities, transaction=bodies, parts=few),
     "allocate_oids": st.builds(pb.AllocateOids, count=small),
     "read_barrier": st.builds(pb.ReadBarrier),
     "read_transactions": st.builds(
         pb.ReadTransactions, start=octets, stop=octets, max_bytes=small, at_least=at_least
     ),
     "size": st.builds(pb.Size),
+}
+#: A large transaction as a client sends it, or nearly: parts, one of them perhaps lost, and its vote or commit.
+large = st.builds(
+    lambda identity, some, kind, left_out, number: [
+        *(
+            pb.Request(id=number, part=pb.Part(transaction_id=identity, number=n, transaction=body))
+            for n, body in enumerate(some)
+            if n != left_out
+        ),
+        pb.Request(id=number, **{kind: calls_with_parts[kind](identity, len(some))}),
+    ],
+    identities,
+    st.lists(part_bodies, min_size=1, max_size=3),
+    st.sampled_from(["vote", "commit"]),
+    st.sampled_from([0, 1, 9, 9, 9, 9]),
+    st.sampled_from([1, 1, 1, 0]),
+)
+calls_with_parts: dict[str, Callable[[bytes, int], Any]] = {
+    "vote": lambda identity, count: pb.Vote(transaction_id=identity, parts=count),
+    "commit": lambda identity, count: pb.Commit(transaction_id=identity, parts=count),
 }
 requests = st.one_of(
     *(

@@ -21,6 +21,8 @@ from raftstorage.node.service.sessions import SessionLimits, StorageService
 from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.stand_in import FragmentEngine
+
 CLUSTER = "0" * 32
 ROOT = bytes(8)
 
@@ -35,7 +37,7 @@ class ProcessEnded(Exception):
 
 class FakeDriver:
     def __init__(self) -> None:
-        self.engine = MemoryEngine()
+        self.engine: MemoryEngine = FragmentEngine()
         self.on_applied: list[Callable[..., None]] = []
         self.on_role: list[Callable[..., None]] = []
         self.on_ready: list[Callable[[], None]] = []
@@ -139,6 +141,13 @@ class Client:
         transaction = pb.Transaction(records=[pb.NewRecord(oid=oid(n), base_serial=base, data=data) for n in oids])
         body = transaction.SerializeToString()
         return await self.ask(commit=pb.Commit(transaction_id=bytes([identity]) * 16, transaction=body))
+
+    async def send_parts(self, identity: bytes, bodies: list[bytes], first: int = 0) -> list[int]:
+        numbers = range(first, first + len(bodies))
+        return [
+            await self.send(part=pb.Part(transaction_id=identity, number=number, transaction=body))
+            for number, body in zip(numbers, bodies, strict=True)
+        ]
 
     async def code(self) -> grpc.StatusCode:
         with pytest.raises((EOFError, grpc.aio.AioRpcError)):

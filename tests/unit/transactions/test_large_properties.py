@@ -15,7 +15,7 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.pieces import gathered, pieces, put_together
 from tests.unit.service.fuzzing import Reply, explore
-from tests.unit.transactions.test_commit_properties import CommitMachine, who
+from tests.unit.transactions.test_commit_properties import CommitMachine, specs, who
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,23 @@ class LargeCommitMachine(CommitMachine):
         coordinator = self.nodes[number].coordinator
         for _ in range(count):
             coordinator.advance(self.now)
+
+    @rule(
+        several=st.lists(specs, min_size=3, max_size=5), steps=st.lists(st.integers(0, 3), min_size=5, max_size=5)
+    )
+    def look_while_others_commit(self, several: list[Any], steps: list[int]) -> None:
+        """All at the leader: votes that are looked at in slices, and commits that are applied in between."""
+        self.commit_and_apply(9)
+        leader = self.nodes.index(self.leader)
+        for (_at, writes, checks, _given, then, _to), count in zip(several, steps, strict=False):
+            self.transact(8, writes, checks, None, "commit" if then == "commit" else "vote", 8)
+            self.look_on(leader, count)
+            if count == 0:
+                self.commit_and_apply(9)
+        self.look_on(leader, 20)
+        for txn in [each for each in self.txns.values() if each.state == "voted" and each.voted_at is self.leader]:
+            self._ask(txn, self.leader, "finish", 1)
+        self.commit_and_apply(9)
 
 
 def test_large_commits_over_leaders_that_come_and_go() -> None:
