@@ -14,8 +14,13 @@ from pathlib import Path
 
 import rocksdict
 from raftstorage.node.engine.api import EngineError, EngineWriteError
+<<<<<<< ours
 from raftstorage.node.engine.kv import FAMILIES, Change, sync_folder
 from raftstorage.node.engine.state import RETENTION, StateMachine
+=======
+from raftstorage.node.engine.kv import FAMILIES, Change
+from raftstorage.node.engine.state import RETENTION, STATE_KEY, StateMachine, open_state
+>>>>>>> theirs
 
 _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
 
@@ -161,8 +166,29 @@ class RocksStore:
             self._db.close()
 
 
+def check_format(directory: Path) -> None:
+    """EngineError when the database in `directory` is of a format that is not known here; it is left as it is.
+
+    To open it for writing would be too late: RocksDB begins new files at once, and may rewrite others.
+    """
+    if not (directory / "CURRENT").exists():
+        return
+    try:
+        database = rocksdict.Rdict(str(directory), _options(), access_type=rocksdict.AccessType.read_only())
+    except Exception:
+        return  # opening it for writing fails likewise, and says why
+    try:
+        with _doing("read"):
+            sealed: bytes | None = database.get(_PREFIXES["meta"] + STATE_KEY)
+    finally:
+        database.close()
+    if sealed is not None:
+        open_state(sealed)
+
+
 class RocksEngine(StateMachine):
     """An engine in `directory` (made when missing). EngineError for what cannot be opened."""
 
     def __init__(self, directory: Path, retention: int = RETENTION) -> None:
+        check_format(directory)
         super().__init__(RocksStore(directory), retention)

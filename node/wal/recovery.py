@@ -35,9 +35,6 @@ class Recovery:
         # A name may be in the page cache only, as contents may.
         self._files.sync_directory(self._directory)
         names = self._files.names(self._directory)
-        for name in names:
-            if name.endswith(TEMPORARY):
-                self._files.remove(self._directory / name)
         paths = [self._directory / name for name in names if name.endswith(SUFFIX)]
         data = b""
         try:
@@ -51,6 +48,10 @@ class Recovery:
             for segment in self.segments:
                 segment.close()
             raise
+        # Only now: a log of a later version is left as it is.
+        for name in names:
+            if name.endswith(TEMPORARY):
+                self._files.remove(self._directory / name)
 
     def _read(self, path: Path, *, last: bool) -> bytes:
         """Takes in a segment; returns its bytes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import grpc
@@ -13,7 +13,7 @@ import grpc.aio
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Entry, EntryKind, Message, MessageType
 from raftstorage.node.service.metrics import NodeMetrics
-from raftstorage.node.service.peer_hello import PeerInfo
+from raftstorage.node.service.peer_hello import REFUSAL_KEY, PeerInfo
 from raftstorage.node.service.peer_problems import PeerProblem
 from raftstorage.node.service.peers import PeerTransport
 from raftstorage.node.service.server import SERVER_OPTIONS
@@ -67,14 +67,17 @@ class PeerNode:
         self.transport: PeerTransport
 
     async def start(self, members: Mapping[int, str]) -> None:
+        own: dict[str, Any] = {
+            "address": self.address,
+            "known_instance": lambda node: self.known.get(node, ""),
+            "accepted": self.accepted.append,
+            "refused": self.refused.append,
+        }
         self.transport = PeerTransport(
             NodeIdentity(self.cluster_id, self.id, members),
             self.metrics,
             self.got.extend,
-            known_instance=lambda node: self.known.get(node, ""),
-            accepted=self.accepted.append,
-            refused=self.refused.append,
-            **{"address": self.address} | self.options,
+            **own | self.options,
         )
         raft_pb2_grpc.add_PeersServicer_to_server(self.transport, self.server)  # type: ignore[no-untyped-call]
         await self.server.start()
@@ -193,6 +196,13 @@ async def exchange(
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass
         return answers, await call.code(), await call.details()
+
+
+async def end_of(call: Any) -> tuple[grpc.StatusCode, str, str]:
+    """How a stream ends on which nothing more comes: code, details, kind of refusal."""
+    with suppress(grpc.aio.AioRpcError):
+        assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
+    return await call.code(), await call.details(), dict(await call.trailing_metadata()).get(REFUSAL_KEY, "")
 
 
 def hello(node: int, to: int, **changes: Any) -> pb.PeerBatch:

@@ -8,6 +8,7 @@ entry to be cut). No message leads to the third one, in RaftCore's constructor.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -36,7 +37,7 @@ from raftstorage.node.raft.types import (
     Role,
 )
 from raftstorage.node.service.codec import decode, encode
-from raftstorage.proto import PROTOCOL_VERSION
+from raftstorage.proto import PROTOCOL_VERSION, raft_pb2_grpc
 from raftstorage.proto import raft_pb2 as pb
 
 from tests.unit.raft.memory_log import MemoryLog
@@ -325,34 +326,91 @@ def test_messages_that_must_not_matter(fuzzed: Fuzzed) -> None:
 
 
 def test_hellos_that_do_not_fit(fuzzed: Fuzzed) -> None:
+    long = st.text(st.characters(exclude_characters=":"), min_size=1, max_size=80) | st.just("f" * 30_000)
     changes = st.fixed_dictionaries(
         {},
         optional={
             "protocol_version": fuzz.small,
-            "cluster_id": st.text(max_size=80) | st.just("f" * 30_000),
+            "min_protocol_version": fuzz.small,
+            "cluster_id": long,
             "node_id": fuzz.numbers,
             "to_node_id": fuzz.numbers,
+            "instance": st.sampled_from(["", "f" * 32, "e" * 32]) | long,
+            "address": st.sampled_from(["", "a:1", "[::1]:2", "a:0", "::1", "\n:1"]) | long,
+            "version": fuzz.small,
+            "software": long,
         },
     )
+
+    def fits(hello: pb.PeerHello, to: int) -> bool:
+        return (
+            (hello.min_protocol_version or hello.protocol_version) <= PROTOCOL_VERSION <= hello.protocol_version
+            and hello.cluster_id == fuzzed.cluster_id
+            and hello.to_node_id == to != hello.node_id
+            and 1 <= hello.node_id < 1 << 63
+            and hello.instance in ("", "f" * 32, "e" * 32)
+            and hello.address in ("", "a:1", "[::1]:2")
+        )
 
     @given(changes=changes, to=st.sampled_from([2, 3]), message=st.booleans())
     def a_hello(changes: dict[str, Any], to: int, message: bool) -> None:
         first = fuzzed.hello(to, **changes)
+        good = not message and fits(pb.PeerBatch.FromString(first).hello, to)
         if message:
             first += pb.PeerBatch(
                 messages=[pb.RaftMessage(type=pb.RaftMessage.HEARTBEAT, from_node=1)]
             ).SerializeToString()
-        node_id = changes.get("node_id", 1)
-        fits = not message and first == fuzzed.hello(to, node_id=node_id) and (node_id == 1 or node_id == 2 < to)
-        code, details = fuzzed.talk(to, first, ends=not fits)
-        if fits:
-            assert code is None
-        else:
+        event("fits" if good else "does not fit")
+        code, details = fuzzed.talk(to, first, ends=not good)
+        if not good:
             assert code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED), (code, details)
             assert details
+        elif code is not None:
+            # Who is connected as that node, by the last example or for real, came with another directory.
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "another directory than the one that is connected" in details
         fuzzed.check()
 
-    explore(a_hello, 50)
+    explore(a_hello, 80)
+
+
+notes = st.builds(pb.PeerStatusNote, disk_full=st.booleans(), applied_index=fuzz.numbers)
+
+
+def test_notes_of_every_kind(fuzzed: Fuzzed) -> None:
+    @given(some=st.lists(notes, min_size=1, max_size=3), to=st.sampled_from([2, 3]))
+    def batches(some: list[pb.PeerStatusNote], to: int) -> None:
+        sent = [pb.PeerBatch(status=note).SerializeToString() for note in some]
+        code, details = fuzzed.talk(to, fuzzed.hello(to), *sent, ends=False)
+        assert code is None, details
+        fuzzed.check()
+
+    explore(batches, 10)
+
+
+def test_requests_for_a_snapshot(fuzzed: Fuzzed) -> None:
+    """No node serves any yet; who asks without a hello that fits hears that first."""
+
+    async def ask(address: str, request: pb.SnapshotRequest) -> tuple[grpc.StatusCode, str]:
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = raft_pb2_grpc.PeersStub(channel).Snapshot(request)
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await call.read()
+            return await call.code(), await call.details()
+
+    hello = pb.PeerBatch.FromString(fuzzed.hello(2)).hello
+    for request, code, why in (
+        (pb.SnapshotRequest(), grpc.StatusCode.UNIMPLEMENTED, "speaks protocol 0"),
+        (
+            pb.SnapshotRequest(hello=pb.PeerHello(protocol_version=PROTOCOL_VERSION)),
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "is of cluster ''",
+        ),
+        (pb.SnapshotRequest(hello=hello), grpc.StatusCode.UNIMPLEMENTED, "serves no snapshots"),
+    ):
+        got = fuzzed.run(ask(fuzzed.nodes[0].address, request))
+        assert got[0] is code and why in got[1], got
+    fuzzed.check()
 
 
 @pytest.mark.parametrize("greeted", [False, True])
