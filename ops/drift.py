@@ -29,7 +29,7 @@ WRONG_WAY = 0.65
 class Tolerance:
     """How much worse a series may be at the end of what is judged than at its beginning.
 
-    `step` (in the series' unit) and `share` (of its level) are always allowed, whichever is more: one segment, one
+    `step` (in the series' unit) and `share` (of its level there) are always allowed, whichever is more: one segment, one
     table, noise. `per_hour` (unit) and `share_per_hour` are allowed for each hour on top. `least_seconds`: what
     lives shorter is not judged. `falling`: it is a fall that is bad.
     """
@@ -125,6 +125,7 @@ def judge(lives: Sequence[Sequence[Point]], tolerance: Tolerance) -> Verdict:
     differ = sum(each != 0 for each in found)
     seconds = max(half[-1][0] - half[0][0] for half in halves)
     level = statistics.median(value for half in halves for _, value in half)
-    change, allowed = worse * seconds, tolerance.allowed(seconds, level)
+    change = worse * seconds
+    allowed = tolerance.allowed(seconds, max(0.0, level - slope * seconds / 2))
     drifts = change > allowed and wrong >= WRONG_WAY * differ
     return Verdict(drifts, "", seconds, level, slope * HOUR, change, allowed)

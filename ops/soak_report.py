@@ -43,7 +43,7 @@ KINDS = {
     "database a commit": Kind("B", Tolerance(step=64, share=0.25, share_per_hour=0.1, least_seconds=60)),
     "commits/s": Kind("", Tolerance(share=0.3, share_per_hour=0.1, falling=True)),
     "commit p50": Kind("s", Tolerance(step=0.005, share=0.3, share_per_hour=0.1)),
-    "commit p99": Kind("s", Tolerance(step=0.25, share=1.0, share_per_hour=0.2)),
+    "commit p99": Kind("s", Tolerance(step=0.25, share=0.5, share_per_hour=0.2)),
 }
 
 
