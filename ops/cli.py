@@ -184,6 +184,52 @@ def drill_kill_leader(
         raise typer.Exit(1)
 
 
+@drill_app.command("soak")
+@_errors
+def drill_soak(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 60.0,
+    nodes: Annotated[int, typer.Option(min=3, help="Nodes of the cluster.")] = 3,
+    writers: Annotated[int, typer.Option(min=1, help="Writer processes.")] = 3,
+    readers: Annotated[int, typer.Option(min=0, help="Reader processes.")] = 2,
+    kill_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds; leader and followers in turn. 0: nobody.")
+    ] = 60.0,
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="An empty place for the nodes' data; else a temporary one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the series into this file, .svg or .png.")] = None,
+) -> None:
+    """Load a cluster and kill its nodes for a long time. Exit code 1 on loss, and when something drifts.
+
+    Memory, handles, threads, disk, latency and rate are sampled; each series says what it may do. --plot needs
+    pip install 'raftstorage[drill]'.
+    """
+    from raftstorage.ops import soak, soak_plot, soak_report
+
+    progress = Console(stderr=True, soft_wrap=True)
+    if plot is not None and not soak_plot.available():
+        progress.print("matplotlib is not installed, so nothing is drawn: pip install 'raftstorage[drill]'")
+        plot = None
+    report, struck = soak.run(
+        minutes=minutes,
+        nodes=nodes,
+        writers=writers,
+        readers=readers,
+        harm=soak.hooks(kill_every),
+        say=progress.print,
+        directory=directory,
+    )
+    if plot is not None:
+        soak_plot.plot(report, struck, plot)
+    if as_json:
+        _print_json(report.as_json())
+    else:
+        soak_report.show(report, Console(width=None if sys.stdout.isatty() else 120))
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 @app.command()
 @guard
 def demo() -> None:

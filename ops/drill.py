@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from raftstorage.ops.child import PARENT_VARIABLE
 from raftstorage.ops.drill_report import Ack, Report, analyse, longest_gap, percentile
@@ -34,6 +34,9 @@ _PATIENCE = 60.0  # seconds without the progress that is waited for: the drill g
 
 class Writers:
     """Writer processes and what they have said so far. A context manager; leaving it stops them."""
+
+    role = "writer"
+    module = "raftstorage.ops.drill_writer"
 
     def __init__(self, count: int, addresses: str, wait_timeout: float, logs: Path) -> None:
         self.acks: list[Ack] = []
@@ -52,14 +55,14 @@ class Writers:
             self.kill()
             raise
 
-    def __enter__(self) -> Writers:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.kill()
 
     def _start(self, number: int, addresses: str, wait_timeout: float) -> None:
-        arguments = ["raftstorage.ops.drill_writer", addresses, str(number), str(wait_timeout)]
+        arguments = [self.module, addresses, str(number), str(wait_timeout)]
         with self._log(number).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raftstorage.ops.child", *arguments],
@@ -76,28 +79,34 @@ class Writers:
         thread.start()
 
     def _log(self, number: int) -> Path:
-        return self._logs / f"writer-{number}.log"
+        return self._logs / f"{self.role}-{number}.log"
 
     def _read(self, number: int, stream: IO[str]) -> None:
         with stream:
             for line in stream:
                 event = json.loads(line)
                 with self._news:
-                    if event["event"] == "ack":
-                        ack = Ack(number, event["uid"], event["tid"], event["begun"], event["acknowledged"])
-                        self.acks.append(ack)
+                    if event["event"] == "ready":
+                        self._ready += 1
                     elif event["event"] == "retry":
                         self.retries += 1
                         self.errors.append(event["error"])
                     else:
-                        self._ready += 1
+                        self.heard(number, event)
                     self._news.notify_all()
         with self._news:
             self._news.notify_all()
 
+    def heard(self, number: int, event: dict[str, Any]) -> None:
+        """One did what it is there for. Called with the lock held."""
+        self.acks.append(Ack(number, event["uid"], event["tid"], event["begun"], event["acknowledged"]))
+
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def wait_ready(self) -> None:
-        """Waits until every writer is about to commit."""
-        self._wait(lambda: self._ready == len(self._processes), "the writers to connect")
+        """Waits until every one of them is about to begin."""
+        self._wait(lambda: self._ready == len(self._processes), f"the {self.role}s to connect")
 
     def wait_commits(self, since: float, count: int) -> None:
         """Waits until `count` commits that were begun after `since` were acknowledged. CommandError if not."""
@@ -116,22 +125,25 @@ class Writers:
         deadline = time.monotonic() + _PATIENCE
         with self._news:
             while not condition():
-                self._check_alive()
+                self.check_alive()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     last = f"; last error: {self.errors[-1]}" if self.errors else ""
                     raise CommandError(f"waited {_PATIENCE:.0f} s in vain for {what}{last}")
                 self._news.wait(min(left, 1.0))
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """CommandError when one of them has died."""
         for number, process in enumerate(self._processes):
             if process.poll() is not None and not self._stopping:
                 lines = self._log(number).read_text(errors="replace").splitlines()
-                raise CommandError(f"writer {number} died ({process.returncode}): {(lines or ['no output'])[-1]}")
+                raise CommandError(
+                    f"{self.role} {number} died ({process.returncode}): {(lines or ['no output'])[-1]}"
+                )
 
     def stop(self) -> None:
         """Lets every writer finish its commit; all of what they said has been read afterwards."""
-        self._check_alive()
+        self.check_alive()
         self._stopping = True
         for process in self._processes:
             if process.stdin is not None:
@@ -140,9 +152,9 @@ class Writers:
             try:
                 code = process.wait(_PATIENCE)
             except subprocess.TimeoutExpired:
-                raise CommandError(f"writer {number} did not end") from None
+                raise CommandError(f"{self.role} {number} did not end") from None
             if code != 0:
-                raise CommandError(f"writer {number} ended with exit code {code}")
+                raise CommandError(f"{self.role} {number} ended with exit code {code}")
         for thread in self._threads:
             thread.join()
 
@@ -182,7 +194,7 @@ def kill_leader(
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with LocalCluster(nodes, directory, options=options) as cluster:
         say(f"{nodes} nodes at {cluster.addresses}, node {cluster.leader(timeout=30) + 1} leads")
-        _prepare(cluster.addresses, writers, wait_timeout)
+        prepare(cluster.addresses, writers, wait_timeout)
         with Writers(writers, cluster.addresses, wait_timeout, cluster.directory) as crowd:
             crowd.wait_ready()
             began = time.monotonic()
@@ -226,7 +238,7 @@ def _kill_once(
     return killed
 
 
-def _prepare(addresses: str, writers: int, wait_timeout: float) -> None:
+def prepare(addresses: str, writers: int, wait_timeout: float) -> None:
     """Makes the writers' places in the database, so that they never meet in one object."""
     import ZODB
     from raftstorage.client import ClientStorage
