@@ -14,13 +14,9 @@ from pathlib import Path
 
 import rocksdict
 from raftstorage.node.engine.api import EngineError, EngineWriteError
-<<<<<<< ours
 from raftstorage.node.engine.kv import FAMILIES, Change, sync_folder
+from raftstorage.node.engine.layout import STATE_KEY, read_state
 from raftstorage.node.engine.state import RETENTION, StateMachine
-=======
-from raftstorage.node.engine.kv import FAMILIES, Change
-from raftstorage.node.engine.state import RETENTION, STATE_KEY, StateMachine, open_state
->>>>>>> theirs
 
 _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
 
@@ -183,7 +179,7 @@ def check_format(directory: Path) -> None:
     finally:
         database.close()
     if sealed is not None:
-        open_state(sealed)
+        read_state(sealed)
 
 
 class RocksEngine(StateMachine):

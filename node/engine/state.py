@@ -18,46 +18,9 @@ from raftstorage.proto import storage_pb2 as pb
 RETENTION = 1 << 20
 #: Largest block of oids in one command.
 MAX_ALLOCATION = 1 << 20
-<<<<<<< ours
 
 
 class StateMachine(Commits):
-=======
-FORMAT = 1
-#: Oids from here on can be stored only after they were given out, and no given tid may be above: a client that
-#: names the last oid or tid of all must not leave none for the others.
-GIVEN_OUT_ONLY = 1 << 63
-
-_FORMAT = struct.Struct(">I")
-_STATE = struct.Struct(">IQ8sQQ")
-STATE_KEY = b"state"
-_RECORD_HEAD = struct.Struct(">B8s")
-_NO_DATA = 1
-_MAX = b"\xff" * 8
-
-
-def _seal(value: bytes) -> bytes:
-    return value + int(google_crc32c.value(value)).to_bytes(4, "big")
-
-
-def _open(family: str, key: bytes, sealed: bytes) -> bytes:
-    value = sealed[:-4]
-    if len(sealed) < 4 or int(google_crc32c.value(value)) != int.from_bytes(sealed[-4:], "big"):
-        raise EngineError(f"checksum of {family} {key.hex()} does not fit: the stored value is damaged")
-    return value
-
-
-def open_state(sealed: bytes) -> bytes:
-    """The value of the record of what was applied. EngineError when it is damaged or of another format."""
-    value = _open("meta", STATE_KEY, sealed)
-    (form,) = _FORMAT.unpack_from(value)
-    if form != FORMAT:
-        raise EngineError(f"the database has format {form}; this version knows format {FORMAT}")
-    return value
-
-
-class StateMachine:
->>>>>>> theirs
     """An `api.Engine` over any KeyValueStore."""
 
     def __init__(self, store: KeyValueStore, retention: int = RETENTION) -> None:
@@ -70,17 +33,12 @@ class StateMachine:
             store.close()
             raise
 
-<<<<<<< ours
     def _read(self) -> None:
         """Takes everything from the store, which was just opened."""
-=======
-    def _read_state(self) -> None:
->>>>>>> theirs
         sealed = self._store.get("meta", STATE_KEY)
         if sealed is None:
             if any(True for family in FAMILIES for _ in self._store.scan(family, b"")):
                 raise EngineError("the database has contents, but no record of what was applied to it")
-<<<<<<< ours
             state = State()
         else:
             state, form = read_state(sealed)
@@ -91,11 +49,6 @@ class StateMachine:
         self._read_staging()
         self._applied_index, self._applied_term, self._last_tid, self._next_oid, self._objects = state
         self._durable_index = self._applied_index  # a store that was just opened holds what it has on disk
-=======
-            return
-        value = open_state(sealed)
-        _form, self._applied_index, self._last_tid, self._next_oid, self._objects = _STATE.unpack(value)
->>>>>>> theirs
 
     @property
     def applied_index(self) -> int:
@@ -132,7 +85,6 @@ class StateMachine:
             key = expired.to_bytes(8, "big")
             old = self._store.get("id_order", key)
             if old is not None:
-<<<<<<< ours
                 changes += [("id_order", key, None), ("ids", unseal("id_order", key, old), None)]
         state = State(index, entry.term, self._last_tid, self._next_oid, self._objects)
         changes.append(("meta", STATE_KEY, state.sealed()))
@@ -140,12 +92,6 @@ class StateMachine:
         self._cleaned(left)
         # Last: a flush() in another thread takes it for what the store holds.
         self._applied_index, self._applied_term = index, entry.term
-=======
-                changes += [("id_order", key, None), ("ids", _open("id_order", key, old), None)]
-        state = _STATE.pack(FORMAT, index, self._last_tid, self._next_oid, self._objects)
-        changes.append(("meta", STATE_KEY, _seal(state)))
-        self._store.write(changes)
->>>>>>> theirs
         return outcome
 
     def _decide(self, entry: Entry, changes: list[Change]) -> Applied:

@@ -20,7 +20,6 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
 from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
 from raftstorage.proto import storage_pb2 as pb
-
 from tests.unit.engine.stand_in import FragmentEngine
 
 CLUSTER = "0" * 32
