@@ -79,8 +79,9 @@ class Node:
 
     `on_leader` is called when this node leads and has applied all that was committed before; `on_follower` when it
     has found the leader it follows, and when it stops leading. Functions or coroutine functions, called on the
-    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails. `versions`:
-    what this node says that it speaks and knows; tests pretend. `identity` is settled once it is started.
+    node's loop; what they raise is logged. `fatal` ends the process when the log or the database fails.
+    `versions`: what this node says that it speaks and knows; tests pretend. `identity` is settled once it is
+    started.
     """
 
     def __init__(

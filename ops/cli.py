@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -101,8 +102,8 @@ def serve(
     """Run one node in the foreground: begin a database of one node, or go on with one that was there.
 
     Also with a directory that was embedded: in an application. With --join HOST:PORT it becomes another member of
-    a running cluster, with --standby it waits until `member add` lets it in. Further options are the node's own, as
-    --lease-ms; python -m raftstorage.node --help tells them, and the exit status.
+    a running cluster, with --standby it waits until `member add` lets it in. Further options are the node's own,
+    as --lease-ms; python -m raftstorage.node --help tells them, and the exit status.
     """
     from raftstorage.ops import serve as serve_module
 
@@ -185,7 +186,7 @@ def drill_kill_leader(
 
 
 @drill_app.command("soak")
-@_errors
+@guard
 def drill_soak(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 60.0,
     nodes: Annotated[int, typer.Option(min=3, help="Nodes of the cluster.")] = 3,
@@ -223,7 +224,7 @@ def drill_soak(
     if plot is not None:
         soak_plot.plot(report, struck, plot)
     if as_json:
-        _print_json(report.as_json())
+        print_json(report.as_json())
     else:
         soak_report.show(report, Console(width=None if sys.stdout.isatty() else 120))
     if not report.ok:
