@@ -101,6 +101,13 @@ class Position(NamedTuple):
     skip: int = 0
 
 
+def add_page(transactions: list[pb.CommittedTransaction], page: list[pb.CommittedTransaction], skip: int) -> None:
+    """Adds a page of `Engine.transactions`, which was asked for with `skip`, to those before it."""
+    if skip:
+        transactions[-1].records.extend(page[0].records)
+    transactions += page[skip > 0 :]
+
+
 #: A transaction's tid and the oids it changed, in stored order.
 Changed = tuple[bytes, tuple[bytes, ...] | Oids]
 
@@ -160,9 +167,9 @@ class Engine(Protocol):
     ) -> tuple[list[pb.CommittedTransaction], Position | None]:
         """A page of transactions start <= tid <= stop with records, and where to go on; None: there are no more.
 
-        Whole transactions with up to `max_bytes`, or a part of one that has more: `skip` of the position is not 0
-        then, and the next page goes on with its records. At least one record is read, however large. `start` and
-        `skip` are those of a position, or `skip` is 0.
+        Whole transactions with up to `max_bytes`, fewer when they have very many records, or a part of one that
+        has more: `skip` of the position is not 0 then, and the next page goes on with its records. At least one
+        record is read, however large. `start` and `skip` are those of a position, or `skip` is 0.
         """
 
     def changed_since(self, tid: bytes, limit: int) -> list[Changed]:

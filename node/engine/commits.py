@@ -154,9 +154,9 @@ class Commits(Reading):
         Refused: an oid that an earlier fragment had.
         """
         found: dict[bytes, bytes | None] = {}
-        for record in transaction.records:
-            oid = record.oid
-            key = self._store.at_or_before("records", oid + staging.tid)
+        oids = [record.oid for record in transaction.records]
+        keys = self._store.all_at_or_before("records", [oid + staging.tid for oid in oids])
+        for oid, key in zip(oids, keys, strict=True):
             if key is None or key[:8] != oid or oid == staging.unfinished:
                 found[oid] = None
             elif key[8:] <= self._last_tid and not self._dropped:
@@ -213,11 +213,13 @@ class Commits(Reading):
                 oids.append(oid)
                 if self._dropped:
                     self._write_over(key, changes)
-                stub = Stub(record.no_data, record.data_tid, fragment)
-                if not record.no_data:
-                    stub = stub._replace(inline=data)
-                    if record.more or len(data) > INLINE_BYTES:
-                        stub = stub._replace(inline=None, size=len(data), chunks=_put(key, 0, data, changes))
+                if record.no_data:
+                    stub = Stub(True, record.data_tid, fragment)
+                elif record.more or len(data) > INLINE_BYTES:
+                    chunks = _put(key, 0, data, changes)
+                    stub = Stub(False, record.data_tid, fragment, None, len(data), chunks)
+                else:
+                    stub = Stub(False, record.data_tid, fragment, data)
                 changes.append(("records", key, stub.sealed()))
                 staging.objects += current[oid] is None
                 staging.highest = max(staging.highest, int.from_bytes(oid, "big"))

@@ -20,7 +20,7 @@ from raftstorage.proto import storage_pb2 as pb
 #: A transaction with more bytes than this should come in fragments, none of which is larger, ...
 FRAGMENT_BYTES = 256 << 10
 #: ... or holds more records and checks than this: applying one takes some milliseconds then.
-FRAGMENT_ITEMS = 1000
+FRAGMENT_ITEMS = 500
 
 
 def split(

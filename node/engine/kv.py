@@ -27,6 +27,9 @@ class KeyValueStore(Protocol):
     def at_or_before(self, family: str, key: bytes) -> bytes | None:
         """The greatest key <= `key`."""
 
+    def all_at_or_before(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """`at_or_before` of each."""
+
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with key >= start in order, as of the call's first item."""
 
@@ -82,6 +85,9 @@ class MemoryStore:
         keys = self._keys[family]
         position = bisect_right(keys, key)
         return keys[position - 1] if position else None
+
+    def all_at_or_before(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.at_or_before(family, key) for key in keys]
 
     def scan(self, family: str, start: bytes) -> Iterator[tuple[bytes, bytes]]:
         keys, values = self._keys[family], self._values[family]

@@ -26,6 +26,8 @@ HISTORY_ITEMS = 500
 HISTORY_BYTES = 1 << 20
 #: After so many bytes of transactions without data a call of `changed_since` stops.
 CHANGED_BYTES = 1 << 20
+#: After so many transactions and records a call of `transactions` stops.
+PAGE_ITEMS = 1000
 _LAST = b"\xff" * 8
 _PAGE_SHIFT = 32
 
@@ -177,22 +179,24 @@ class Reading:
     ) -> tuple[list[pb.CommittedTransaction], Position | None]:
         """See `api.Engine.transactions`."""
         page: list[pb.CommittedTransaction] = []
-        size = 0
+        size = items = 0
         for tid, sealed in self._store.scan("transactions", start):
             if stop is not None and tid > stop:
                 break
-            if page and size + len(sealed) > max_bytes:
+            if page and (size + len(sealed) > max_bytes or items >= PAGE_ITEMS):
                 return page, Position(tid)
             size += len(sealed)
+            items += 1
             head = read_head(tid, sealed)
             info = pb.CommittedTransaction()
             info.CopyFrom(head.info)
             info.ClearField("records")
             for at, record in self._records(head, skip if tid == start else 0):
-                if size > max_bytes and (page or info.records):
+                if (size > max_bytes or items > PAGE_ITEMS) and (page or info.records):
                     return (page, Position(tid)) if page else ([info], Position(tid, at))
                 info.records.append(record)
                 size += 30 + len(record.data)
+                items += 1
             if page and size > max_bytes:
                 return page, Position(tid)
             page.append(info)

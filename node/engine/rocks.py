@@ -92,14 +92,22 @@ class RocksStore:
 
     def at_or_before(self, family: str, key: bytes) -> bytes | None:
         """See KeyValueStore."""
+        return self.all_at_or_before(family, (key,))[0]
+
+    def all_at_or_before(self, family: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See KeyValueStore."""
         prefix = _PREFIXES[family]
         pairs = self._db.iter()
-        pairs.seek_for_prev(prefix + key)
-        if not pairs.valid():
-            self._check(pairs)
-            return None
-        found: bytes = pairs.key()
-        return found[1:] if found[:1] == prefix else None
+        answer: dict[bytes, bytes | None] = {}
+        for key in sorted(keys):  # what one search read is there for the next
+            pairs.seek_for_prev(prefix + key)
+            found: bytes | None = None
+            if pairs.valid():
+                found = pairs.key()
+            else:
+                self._check(pairs)
+            answer[key] = found[1:] if found is not None and found[:1] == prefix else None
+        return [answer[key] for key in keys]
 
     def _check(self, pairs: rocksdict.RdictIter) -> None:
         """An iterator that is not valid is at the end, or has failed."""

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 
 from raftstorage.node.admission import Amount, Tally
-from raftstorage.node.engine.api import Engine, EngineError
+from raftstorage.node.engine.api import Engine, EngineError, Position, add_page
 from raftstorage.node.failures import failed
 from raftstorage.proto import storage_pb2 as pb
 
@@ -28,6 +28,8 @@ PATIENCE = 0.2
 MAX_PARKED = Amount(50_000, 32 << 20)
 PAGE_BYTES = 1 << 20
 MAX_PAGE_BYTES = 16 << 20
+#: How much of that is read before the loop has its turn again.
+SLICE_BYTES = 1 << 20
 
 
 class _Parked:
@@ -184,14 +186,22 @@ class Reads:
         return pb.Event(history=pb.HistoryReply(revisions=revisions))
 
     def _transactions(self, asked: pb.ReadTransactions) -> Steps:
-        limit = min(asked.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
-        stop = asked.stop or None
-        transactions, position = self._engine.transactions(asked.start.rjust(8, b"\0"), stop, limit)
-        while position is not None and position.skip:  # whole ones are asked for
-            yield
-            page, position = self._engine.transactions(position.tid, stop, limit, position.skip)
-            transactions[-1].records.extend(page[0].records)
-            transactions += page[1:]
+        left = min(asked.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
+        transactions: list[pb.CommittedTransaction] = []
+        position: Position | None = Position(asked.start.rjust(8, b"\0"))
+        while position is not None and (left > 0 or position.skip):
+            tid, skip = position
+            size = SLICE_BYTES if skip else min(left, SLICE_BYTES)
+            page, after = self._engine.transactions(tid, asked.stop or None, size, skip)
+            if skip and len(page) > 1:  # the end of one that may be too large already, and others
+                page, after = page[:1], Position(page[1].tid)
+            left -= sum(each.ByteSize() for each in page)
+            if left < 0 and transactions and not skip:
+                break  # only whole ones are answered, more than are asked for only when it is one
+            add_page(transactions, page, skip)
+            position = after
+            if position is not None:
+                yield
         return pb.Event(transactions=pb.Transactions(transactions=transactions, more=position is not None))
 
 

@@ -12,7 +12,7 @@ from hypothesis import event
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from raftstorage.node.engine import MemoryEngine
-from raftstorage.node.engine.api import Z64, Applied, Conflict, Position, Revision
+from raftstorage.node.engine.api import Z64, Applied, Conflict, Position, Revision, add_page
 from raftstorage.node.engine.state import MAX_ALLOCATION, RETENTION, StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
@@ -279,13 +279,11 @@ class EngineMachine(RuleBasedStateMachine):
             got: list[pb.CommittedTransaction] = []
             at: Position | None = Position(low)
             while at is not None:
-                skipped = at.skip
-                page, at = engine.transactions(at.tid, high, size, skipped)
+                tid, skip = at
+                page, at = engine.transactions(tid, high, size, skip)
                 assert page or at is None
                 assert len(page) <= 1 or sum(len(r.data) for each in page for r in each.records) <= size
-                if skipped:  # the page begins with more of a transaction
-                    got[-1].records.extend(page[0].records)
-                got += page[skipped > 0 :]
+                add_page(got, page, skip)
             assert got == expected
 
     @rule(after=st.integers(-1, 9), limit=st.integers(0, 9))

@@ -92,8 +92,10 @@ def cuts(draw: st.DrawFn, whole: pb.Transaction) -> tuple[list[bytes], bytes]:
         last.more = False
         if draw(st.booleans()):  # what comes next comes in the same fragment
             pieces.pop()
+    at = 0
     for check in whole.checks:
-        pieces[draw(st.integers(0, len(pieces) - 1))].checks.append(check)
+        at = draw(st.integers(at, len(pieces) - 1))
+        pieces[at].checks.append(check)
     rest = pieces.pop() if draw(st.booleans()) else pb.Transaction()
     rest.user, rest.description, rest.extension = whole.user, whole.description, whole.extension
     rest.tid, rest.status = whole.tid, whole.status
@@ -122,20 +124,32 @@ class FragmentMachine(EngineMachine):
         self.intact = False
         super().feed(data)
 
-    @precondition(lambda self: not self.pending)
-    @rule(data=st.data(), at_once=st.integers(0, 5))
-    def begin_run(self, data: st.DataObject, at_once: int) -> None:
-        self.whole = data.draw(commands(self.model))
-        commit = pb.Command.FromString(self.whole).commit
+    @rule(
+        data=st.data(),
+        modes=st.lists(st.sampled_from(["whole", "whole", "again", "cut", "left"]), min_size=1, max_size=6),
+    )
+    def runs(self, data: st.DataObject, modes: list[str]) -> None:
+        """Each goes on to its end, with the last one's command, or to where something comes between, or stops."""
+        for mode in modes:
+            if mode != "again" or not self.whole:
+                self.whole = data.draw(commands(self.model))
+            self.pending = self.cut(data, pb.Command.FromString(self.whole).commit)
+            self.intact = True
+            if mode in ("cut", "left"):
+                self.go_on(data.draw(st.integers(1, max(1, len(self.pending) - 1))))
+            if mode == "cut":
+                self.feed(data.draw(st.one_of(st.just(b""), commands(self.model))))
+            if mode != "left":
+                self.go_on(99)
+
+    def cut(self, data: st.DataObject, commit: pb.CommitCommand) -> list[bytes]:
         try:
             bodies, rest = data.draw(cuts(pb.Transaction.FromString(commit.transaction)))
         except DecodeError:
             bodies, rest = [b"", commit.transaction], b""
             if data.draw(st.booleans()):
                 bodies, rest = [b""], commit.transaction
-        self.pending = run(commit.transaction_id, commit.tid, bodies, rest)
-        self.intact = True
-        self.go_on(at_once or 99)
+        return run(commit.transaction_id, commit.tid, bodies, rest)
 
     @precondition(lambda self: self.pending)
     @rule(count=st.integers(1, 9))
