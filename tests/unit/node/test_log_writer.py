@@ -23,7 +23,9 @@ def test_a_large_batch_is_written_in_slices(monkeypatch: pytest.MonkeyPatch) -> 
             state = HardState(rng.randrange(1, 9), 0) if rng.random() < 0.5 else None
             batch.append(Persist(ticket, state, tuple(entries), ()))
         written = list(slices(batch))
-        assert flat([(each.hard_state, each.entries) for each in batch]) == flat([each for writes in written for each in writes])
+        assert flat([(each.hard_state, each.entries) for each in batch]) == flat(
+            [each for writes in written for each in writes]
+        )
         for writes in written:
             data = [len(entry.data) for _state, entries in writes for entry in entries]
             assert sum(data[:-1]) < 100
