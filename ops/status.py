@@ -39,6 +39,8 @@ _PLAIN_FIELDS = (
     "objects",
     "uptime_seconds",
     "sessions",
+    "disk_free_bytes",
+    "disk_reserve_bytes",
 )
 
 
@@ -151,6 +153,7 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
         else:
             node |= {name: getattr(reply, name) for name in _PLAIN_FIELDS}
             node["last_tid"] = reply.last_tid.hex()
+            node["problems"] = list(reply.problems)
             node["peers"] = [
                 {
                     "node_id": peer.node_id,
@@ -194,6 +197,9 @@ def show(statuses: Sequence[NodeStatus], console: Console) -> None:
     for status in statuses:
         if status.reply is None:
             console.print(f"{status.address}: {status.error}", style="red", markup=False, soft_wrap=True)
+        else:
+            for problem in status.reply.problems:
+                console.print(f"{status.address}: {problem}", style="yellow", markup=False, soft_wrap=True)
     leader = leader_of(statuses)
     if leader is None or leader.reply is None:
         console.print("[bold red]no leader[/]: nothing can be committed")
