@@ -198,7 +198,7 @@ class Driver:
         if not self._running:
             raise NotLeader("the node is stopping")
         index = self._core.propose([data])
-        self.work.proposed(index, len(data))
+        self.work.proposed(index, [data])
         if self._observer is not None:
             self._observer.proposed()
         self._schedule()

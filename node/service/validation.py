@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from raftstorage.node.admission import Amount
 from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
+from raftstorage.proto import PROTOCOL_VERSION
 from raftstorage.proto import storage_pb2 as pb
 
 #: Longest user, description and extension.
@@ -93,6 +94,16 @@ def check_hello(request: pb.Request) -> pb.Failure | None:
     if request.hello.cluster_id and not _HEX_ID.fullmatch(request.hello.cluster_id):
         return invalid("cluster_id must be empty or 32 hexadecimal digits")
     return _tids(request.hello.after_tid)
+
+
+def fits(hello: pb.Hello, cluster_id: str) -> pb.Failure | None:
+    """Why a client with this Hello cannot be served by a node of `cluster_id`."""
+    if hello.protocol_version != PROTOCOL_VERSION:
+        text = f"this node speaks protocol {PROTOCOL_VERSION}, not {hello.protocol_version}"
+        return failure(pb.PROTOCOL_MISMATCH, text)
+    if hello.cluster_id not in ("", cluster_id):
+        return failure(pb.WRONG_CLUSTER, f"this node belongs to cluster {cluster_id}, not to {hello.cluster_id}")
+    return None
 
 
 def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:

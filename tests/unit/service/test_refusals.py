@@ -8,6 +8,7 @@ from unittest import mock
 
 from raftstorage.node.admission import FULL_MS, Amount, Bounds
 from raftstorage.node.disk_space import Room
+from raftstorage.node.raft.types import Role
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.service.session_world import oid, run, world
@@ -40,8 +41,21 @@ async def test_after_a_refused_restore_no_later_one_is_taken() -> None:
 
 
 @run
+async def test_after_a_restore_that_met_no_leader_no_later_one_is_taken() -> None:
+    async with world() as it:
+        client = await hello(it)
+        await client.ask(commit=commit(1, tid=tid(1)))
+        it.driver.become(Role.FOLLOWER, 2)
+        assert (await client.ask(commit=commit(2, tid=tid(2)))).failure.reason == pb.NOT_LEADER
+        it.driver.become(Role.LEADER, 1, ready=True)  # before the client has heard of it
+        assert (await client.ask(commit=commit(3, tid=tid(3)))).failure.reason == pb.BUSY
+        for n in (2, 3):
+            assert (await client.ask(commit=commit(n, tid=tid(n)))).committed.tid == tid(n)
+
+
+@run
 async def test_a_restore_that_was_given_up_is_forgotten() -> None:
-    with mock.patch("raftstorage.node.service.gate.RESTORE_PAUSE", 0.2):
+    with mock.patch("raftstorage.node.service.session.RESTORE_PAUSE", 0.2):
         async with world() as it:
             client = await hello(it)
             await client.ask(commit=commit(1, tid=tid(1)))
