@@ -29,9 +29,11 @@ class Backlog:
         """That wait to be durable."""
         return self._writes.amount()
 
-    def proposed(self, index: int, size: int) -> None:
-        self._proposals.append((index, size))
-        self._proposed.add(size)
+    def proposed(self, index: int, data: Sequence[bytes]) -> None:
+        """Entries from `index` on."""
+        for number, each in enumerate(data, index):
+            self._proposals.append((number, len(each)))
+            self._proposed.add(len(each))
 
     def applied(self, index: int) -> None:
         """All up to `index`."""

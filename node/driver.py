@@ -248,8 +248,7 @@ class Driver:
         if not self._running:
             raise NotLeader("the node is stopping")
         index = self._core.propose(data)
-        for position, each in enumerate(data):
-            self.work.proposed(index + position, len(each))
+        self.work.proposed(index, data)
         if self._observer is not None:
             for _ in data:
                 self._observer.proposed()

@@ -44,6 +44,8 @@ _PLAIN_FIELDS = (
     "objects",
     "uptime_seconds",
     "sessions",
+    "disk_free_bytes",
+    "disk_reserve_bytes",
 )
 
 

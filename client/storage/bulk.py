@@ -118,7 +118,8 @@ class _Sender:
             self._start_again()
             if event is not None and event.failure.reason in TOO_MUCH:
                 self._cluster.metrics.told_off(event.failure.reason)
-                pause.wait(max(0.0, min(rest_seconds(event.failure, random), deadline - time.monotonic())))
+                seconds = rest_seconds(event.failure, random) or RETRY_SECONDS
+                pause.wait(max(0.0, min(seconds, deadline - time.monotonic())))
             if time.monotonic() >= deadline:
                 raise refused(event.failure if event is not None else pb.Failure(), "a restore")
 

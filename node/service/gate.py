@@ -33,8 +33,16 @@ WRITES = frozenset({"vote", "finish", "commit", "allocate_oids"})
 UNANSWERED = frozenset({"part"})
 #: Bytes of a request beside what it carries.
 _OVERHEAD = 64
-#: A session that was refused a restore and says nothing of restoring for so long has given it up, in seconds.
-RESTORE_PAUSE = 30.0
+
+
+def restored(request: pb.Request, call: str) -> bytes:
+    """The tid that a commit brings along, or nothing."""
+    if call != "commit":
+        return b""
+    try:
+        return pb.Transaction.FromString(request.commit.transaction).tid
+    except DecodeError:
+        return b""
 
 
 def weight(request: pb.Request, call: str) -> int:
@@ -99,12 +107,14 @@ class Gate:
     # ---- decisions -------------------------------------------------------------------------------------
 
     def refusal(
-        self, session: ClientSession, request: pb.Request, call: str, size: int, now: float
+        self, session: ClientSession, request: pb.Request, call: str, answer: Answer, now: float
     ) -> pb.Failure | None:
-        """Why a leader refuses a write that was begun with `size`; None: it does not."""
-        refused = self._decide(session, request, call, size)
-        if call == "commit" and session.restores:
-            refused = self._in_order(session, request.commit, refused, now)
+        """Why a leader refuses a write that was begun; None: it does not."""
+        refused: Refusal | None
+        if answer.restores and not session.may_restore(answer.restores, now):
+            refused = Refusal(pb.BUSY, "a transaction that comes before this one was refused", LEAST_MS)
+        else:
+            refused = self._decide(session, request, call, answer.size)
         if refused is None:
             return None
         reason, message, retry_after_ms = refused
@@ -148,29 +158,6 @@ class Gate:
             max(1, held.owners),
             self._room(),
         )
-
-    def _in_order(
-        self, session: ClientSession, commit: pb.Commit, refused: Refusal | None, now: float
-    ) -> Refusal | None:
-        """Transactions are restored by rising tids, many at a time: after one that was refused none behind it may
-        be accepted, or it never could be. The client begins again with that one, or an earlier one."""
-        try:
-            tid = pb.Transaction.FromString(commit.transaction).tid
-        except DecodeError:
-            return refused
-        first, since = session.refused_restore
-        if not tid or (not refused and not first):
-            return refused
-        if first and now - since > RESTORE_PAUSE:
-            first = b""
-        if first and tid > first:
-            refused = refused or Refusal(pb.BUSY, "a transaction that comes before this one was refused", LEAST_MS)
-        elif refused:
-            first = tid
-        elif tid == first:
-            first = b""
-        session.refused_restore = (first, now)
-        return refused
 
     def retry_after_ms(self) -> int:
         """For whoever is refused for another reason than the backlog: by what waits at all."""

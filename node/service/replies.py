@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.session import ClientSession
 from raftstorage.proto import storage_pb2 as pb
+
+#: A restore that was refused for one of these is sent again.
+AGAIN = frozenset({pb.BUSY, pb.STORAGE_FULL, pb.NOT_LEADER, pb.LEADERSHIP_LOST, pb.STOPPING, pb.INTERNAL})
 
 
 class Account(Protocol):
@@ -25,7 +29,7 @@ class Answer:
     end nothing happens.
 
     `later`: set when the call has returned; a commit answered before that was committed long ago. `blocked`: set
-    when the request is counted in `session.blocked`.
+    when the request is counted in `session.blocked`. `restores`: the tid of a commit in a session that restores.
     """
 
     __slots__ = (
@@ -38,6 +42,7 @@ class Answer:
         "answered",
         "blocked",
         "later",
+        "restores",
         "size",
     )
 
@@ -61,6 +66,7 @@ class Answer:
         self.answered = False
         self.blocked = False
         self.later = False
+        self.restores = b""
 
     def __call__(self, event: pb.Event) -> None:
         if self.answered:
@@ -86,6 +92,8 @@ class Answer:
             failure.leader.CopyFrom(self._leader())
         elif failure.reason == pb.BUSY and not failure.retry_after_ms:
             failure.retry_after_ms = self._account.retry_after_ms()
+        if self.restores and failure.reason in AGAIN:
+            self._session.refuse_restore(self.restores, asyncio.get_running_loop().time())
         self._metrics.refused.labels(pb.Reason.Name(failure.reason).lower()).inc()
 
     def _load_result(self, event: pb.Event) -> str:

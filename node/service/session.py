@@ -17,6 +17,8 @@ BATCH_BYTES = 4 << 20
 ENOUGH_BYTES = 8 << 20
 #: Answers of all sessions together, in bytes: with many sessions, each one's equal part of this is enough.
 ALL_BYTES = 512 << 20
+#: A session that was refused a restore and says nothing of restoring for so long has given it up, in seconds.
+RESTORE_PAUSE = 30.0
 #: Bytes of an event beside its payload, so that empty events count too.
 _OVERHEAD = 16
 
@@ -41,9 +43,9 @@ class ClientSession:
         self.closed = False
         #: Requests that are not answered; of them writes, and of those the ones that wait for somebody's objects.
         self.calls, self.writes, self.blocked = Tally(), Tally(), Tally()
-        #: Transactions with tids of their own came; the first of them that was refused, and when: see gate.Gate.
+        #: Transactions with tids of their own came; the first of them that was refused, and when.
         self.restores = False
-        self.refused_restore: tuple[bytes, float] = (b"", 0.0)
+        self._refused_restore: tuple[bytes, float] = (b"", 0.0)
         self._limits = limits
         self._crowd = crowd
         self._queue: deque[tuple[pb.Event, int]] = deque()
@@ -93,6 +95,22 @@ class ClientSession:
         if blocked:
             self.blocked.remove(size)
         self._look()
+
+    def refuse_restore(self, tid: bytes, now: float) -> None:
+        """A transaction with this tid was not restored."""
+        first, since = self._refused_restore
+        alive = first and now - since <= RESTORE_PAUSE
+        self._refused_restore = (min(first, tid) if alive else tid, now)
+
+    def may_restore(self, tid: bytes, now: float) -> bool:
+        """Transactions are restored by rising tids, many at a time: after one that was refused none behind it may
+        be accepted, or it never could be. The client begins again with that one, or an earlier one."""
+        first, since = self._refused_restore
+        if first and tid > first and now - since <= RESTORE_PAUSE:
+            return False
+        if tid >= first:
+            self._refused_restore = (b"", 0.0)  # it is the one, or that one was given up
+        return True
 
     @property
     def queued(self) -> Amount:

@@ -15,13 +15,13 @@ from raftstorage.node.admission import Amount, Bounds
 from raftstorage.node.disk_space import Room
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied, EngineError
-from raftstorage.node.failures import failed, failure
+from raftstorage.node.failures import failed
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.membership import MemberRole
 from raftstorage.node.raft.types import Entry, Role, RoleChange
 from raftstorage.node.service import queues
 from raftstorage.node.service.barriers import Barriers
-from raftstorage.node.service.gate import Gate, weight
+from raftstorage.node.service.gate import Gate, restored, weight
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
@@ -29,12 +29,12 @@ from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
 from raftstorage.node.service.transacting import Transacting
 from raftstorage.node.service.unready import Unready
-from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request
+from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request, fits
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
 from raftstorage.node.versions import VERSIONS, Versions, agreed
 from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto import storage_pb2_grpc
-from raftstorage.proto.versions import named, spoken
+from raftstorage.proto.versions import spoken
 
 __all__ = ["SessionLimits", "StorageService"]
 
@@ -49,6 +49,7 @@ CATCH_UP_PAGE = 1000
 UNREADY_BYTES = 64 << 20
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
+STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def _now() -> float:
@@ -299,22 +300,13 @@ class StorageService(storage_pb2_grpc.StorageServicer):
     async def _greet(self, session: ClientSession, request: pb.Request) -> bool:
         """Answers the Hello and catches up; False: refused."""
         hello = request.hello
-        problem = check_hello(request)
-        status = grpc.StatusCode.INVALID_ARGUMENT
-        speaks, theirs = self._versions.protocol, spoken(hello.protocol_version, hello.min_protocol_version)
-        session.protocol = agreed(speaks, theirs) or 0
-        if problem is None and not session.protocol:
-            status = grpc.StatusCode.UNIMPLEMENTED
-            text = f"this node speaks protocol {named(speaks)}, not {named(theirs)}"
-            problem = failure(pb.PROTOCOL_MISMATCH, text)
-        elif problem is None and hello.cluster_id not in ("", self._identity.cluster_id):
-            status = grpc.StatusCode.FAILED_PRECONDITION
-            text = f"this node belongs to cluster {self._identity.cluster_id}, not to {hello.cluster_id}"
-            problem = failure(pb.WRONG_CLUSTER, text)
+        speaks = self._versions.protocol
+        session.protocol = agreed(speaks, spoken(hello.protocol_version, hello.min_protocol_version)) or 0
+        problem = check_hello(request) or fits(hello, self._identity.cluster_id, speaks)
         if problem is not None:
             session.put(pb.Event(id=request.id, failure=problem))
             await session.written()
-            session.end(status, problem.message)
+            session.end(STATUS[problem.code], problem.message)
             return False
         session.read_only = hello.read_only
         session.after = hello.after_tid or self._engine.last_tid
@@ -352,6 +344,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         call = request.WhichOneof("call") or ""
         size = weight(request, call)
         answer = Answer(session, request.id, call, self._metrics, self._leader, self._gate, size)
+        if session.restores:
+            answer.restores = restored(request, call)
         self._gate.begin(session, size, call)
         self._dispatch(session, request, call, answer)
 
@@ -389,7 +383,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
 
     def _coordinate(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
         now = _now()
-        refused = self._gate.refusal(session, request, call, answer.size, now)
+        refused = self._gate.refusal(session, request, call, answer, now)
         if refused is not None:
             answer(pb.Event(failure=refused))
             return

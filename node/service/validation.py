@@ -11,6 +11,7 @@ from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
 from raftstorage.proto import PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
+from raftstorage.proto.versions import Range, agreed, named, spoken
 
 #: Longest user, description and extension.
 TEXT_BYTES = 64 << 10
@@ -102,6 +103,17 @@ def check_hello(request: pb.Request) -> pb.Failure | None:
     if request.hello.cluster_id and not _HEX_ID.fullmatch(request.hello.cluster_id):
         return invalid("cluster_id must be empty or 32 hexadecimal digits")
     return _tids(request.hello.after_tid)
+
+
+def fits(hello: pb.Hello, cluster_id: str, speaks: Range) -> pb.Failure | None:
+    """Why a client with this Hello cannot be served by a node of `cluster_id` that speaks `speaks`."""
+    theirs = spoken(hello.protocol_version, hello.min_protocol_version)
+    if agreed(speaks, theirs) is None:
+        text = f"this node speaks protocol {named(speaks)}, not {named(theirs)}"
+        return failure(pb.PROTOCOL_MISMATCH, text)
+    if hello.cluster_id not in ("", cluster_id):
+        return failure(pb.WRONG_CLUSTER, f"this node belongs to cluster {cluster_id}, not to {hello.cluster_id}")
+    return None
 
 
 def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:

@@ -15,6 +15,7 @@ from raftstorage.client.cluster.refusals import rest_seconds
 from raftstorage.client.storage.errors import StorageBusy, StorageFull, refusal
 from raftstorage.proto import storage_pb2 as pb
 from ZODB.Connection import TransactionMetaData
+from ZODB.MappingStorage import MappingStorage
 
 from tests.unit.client.test_client_policy import COMMIT, COMMITTED, FINISH, RECORD, World, failure
 
@@ -66,6 +67,7 @@ def test_a_finish_that_is_put_off_stays_a_finish() -> None:
         assert send is not None and (send.address, send.call) == ("a", FINISH)
         world.tell(Answer("a", put_off(pb.BUSY, 100), send.attempt))
         send = world.wake_until_sent()
+    assert send is not None
     world.tell(Broken("a", send.attempt))  # from here on nobody knows: only a Commit may follow
     send = world.wake_until_sent()
     assert send.call is COMMIT
@@ -200,3 +202,43 @@ def test_a_storage_raises_it_and_goes_on_afterwards(
     cluster.fail_next["vote"] = []
     commit(storage, oid)
     assert storage.load(oid)[0] == b"data"
+
+
+def source(transactions: int) -> tuple[MappingStorage, list[bytes]]:
+    found = MappingStorage()
+    tids = []
+    for number in range(1, transactions + 1):
+        transaction = TransactionMetaData()
+        found.tpc_begin(transaction)
+        found.store(number.to_bytes(8), Z64, b"data", "", transaction)
+        found.tpc_vote(transaction)
+        tids.append(found.tpc_finish(transaction))
+    return found, tids
+
+
+def test_restoring_goes_on_where_it_was_put_off(cluster: Any, storage: Any) -> None:
+    other, tids = source(20)
+
+    def progress(transactions: int, volume: int) -> None:
+        if transactions == 5:
+            cluster.fail_next["commit"] = [pb.BUSY] * 64  # all that is under way, as a node does it
+        if transactions == 15:
+            cluster.fail_next["commit"] = [pb.STORAGE_FULL] * 64
+
+    storage.copyTransactionsFrom(other, progress=progress)
+    assert [tid for tid, _ in cluster.log] == tids
+
+
+@pytest.mark.parametrize(("reason", "error"), [(pb.BUSY, rc.StorageBusy), (pb.STORAGE_FULL, rc.StorageFull)])
+def test_restoring_ends_when_its_time_is_over(
+    cluster: Any, storage: Any, reason: int, error: type[Exception]
+) -> None:
+    other, tids = source(3)
+    storage.cluster.commit_timeout = 0.5
+    cluster.fail_next["commit"] = [reason] * 100_000
+    with pytest.raises(error):
+        storage.copyTransactionsFrom(other)
+    assert len(cluster.fail_next["commit"]) > 99_000, "it did not wait"
+    cluster.fail_next["commit"] = []
+    storage.copyTransactionsFrom(other)
+    assert [tid for tid, _ in cluster.log] == tids

@@ -17,8 +17,8 @@ from tests.unit.node.driver_cluster import COMMAND, TICK, Cluster, run, until
 
 def test_proposals_are_counted_until_they_are_applied() -> None:
     work = Backlog()
-    for index in range(5, 9):
-        work.proposed(index, 10 * index)
+    work.proposed(5, [bytes(50), bytes(60)])
+    work.proposed(7, [bytes(70), bytes(80)])
     assert work.proposed_bytes == 260
     work.applied(6)
     assert work.proposed_bytes == 150

@@ -97,6 +97,7 @@ def test_the_default_cluster_id_depends_on_all_members_and_not_on_their_order() 
         ({"lease_ms": 0}, "--lease-ms"),
         ({"log_format": "xml"}, "--log-format"),
         ({"log_level": "loud"}, "--log-level"),
+        ({"disk_reserve_bytes": -1}, "--disk-reserve-bytes -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], why: str) -> None:

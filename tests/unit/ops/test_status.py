@@ -70,17 +70,21 @@ def test_no_leader_is_no_quorum() -> None:
 
 def test_json_and_table_tell_the_same() -> None:
     statuses = [node(1, "leader", 1), node(2, "follower", 1), dead(3)]
+    assert statuses[1].reply is not None
+    statuses[1].reply.problems.append("the disk is nearly full: 5 bytes are free")
     value = json.loads(json.dumps(as_json(statuses)))
     assert value["leader"] == ADDRESSES[1]
     assert value["quorum"] is True
     assert [n["reachable"] for n in value["nodes"]] == [True, True, False]
     assert value["nodes"][0]["last_tid"] == "01" * 8
+    assert [n.get("problems") for n in value["nodes"]] == [[], ["the disk is nearly full: 5 bytes are free"], None]
     console = Console(record=True, width=80, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     show(statuses, console)
     show_findings(statuses, console)
     text = console.export_text()
     assert "node 1 at 127.0.0.1:7441" in text
     assert "UNAVAILABLE" in text
+    assert "127.0.0.1:7442: the disk is nearly full" in text
     assert "…" not in text, "a table that does not fit a terminal"
 
 

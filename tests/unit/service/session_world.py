@@ -114,6 +114,14 @@ class Client:
         await self._call.write(pb.RequestBatch(requests=[pb.Request(id=self._next, **call)]))
         return self._next
 
+    async def send_all(self, calls: Sequence[dict[str, Any]]) -> list[int]:
+        """In one batch."""
+        numbers = list(range(self._next + 1, self._next + 1 + len(calls)))
+        self._next += len(calls)
+        requests = [pb.Request(id=number, **call) for number, call in zip(numbers, calls, strict=True)]
+        await self._call.write(pb.RequestBatch(requests=requests))
+        return numbers
+
     async def event(self) -> pb.Event:
         while not self._events:
             batch = await asyncio.wait_for(self._call.read(), 10)
@@ -124,6 +132,10 @@ class Client:
         return self.seen[-1]
 
     async def answer(self, number: int) -> pb.Event:
+        """The answer to request `number`, whether it came before or is yet to come."""
+        for event in self.seen:
+            if event.id == number:
+                return event
         while True:
             event = await self.event()
             if event.id == number:
