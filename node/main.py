@@ -144,8 +144,9 @@ def _run(
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")
+    versions = parse_versions(pretend_versions)
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    asyncio.run(_serve(options, parse_versions(pretend_versions), ready))
+    asyncio.run(_serve(options, versions, ready))
 
 
 def main(arguments: Sequence[str]) -> int:

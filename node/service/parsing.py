@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,9 +23,10 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or inspect.isasyncgenfunction(handler.unary_stream):
+        if handler is None or handler.request_streaming:
             return handler
-        parse, serve = handler.request_deserializer, handler.unary_stream or handler.unary_unary
+        parse = handler.request_deserializer
+        serve = handler.unary_stream if handler.response_streaming else handler.unary_unary
 
         def parse_or_mark(data: bytes) -> Any:
             try:
@@ -37,8 +37,15 @@ class RefuseMalformed(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         async def serve_or_refuse(request: Any, context: Any) -> Any:
             if request is _MALFORMED:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request cannot be parsed")
-            return await serve(request, context)
+            answer = serve(request, context)
+            if not hasattr(answer, "__aiter__"):
+                return await answer
+            async for message in answer:
+                await context.write(message)
 
-        streams = handler.response_streaming
-        make = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
         return make(serve_or_refuse, parse_or_mark, handler.response_serializer)

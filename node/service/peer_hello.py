@@ -177,3 +177,15 @@ def refusal_of(error: grpc.aio.AioRpcError) -> str:
     """The kind of refusal that a stream was ended with; empty: it was none."""
     metadata: Any = error.trailing_metadata()  # pairs; its stubs say otherwise
     return next((str(value) for key, value in metadata or () if key == REFUSAL_KEY), "")
+
+
+async def raise_status(call: Any) -> None:
+    """Raises what the dialled side ended a stream with; returns when that was OK."""
+    if await call.code() is not grpc.StatusCode.OK:
+        raise grpc.aio.AioRpcError(
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            await call.details(),
+            call.debug_error_string(),
+        )

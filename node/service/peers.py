@@ -27,7 +27,15 @@ from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.peer_dialer import Dialer
-from raftstorage.node.service.peer_hello import REFUSAL_KEY, Greeter, HelloRefused, PeerInfo, Refused, refusal_of
+from raftstorage.node.service.peer_hello import (
+    REFUSAL_KEY,
+    Greeter,
+    HelloRefused,
+    PeerInfo,
+    Refused,
+    raise_status,
+    refusal_of,
+)
 from raftstorage.node.service.peer_link import EOF, QUEUE_BYTES, QUEUE_MESSAGES, Link, PeerNote
 from raftstorage.node.service.peer_problems import PeerProblem, Problems
 from raftstorage.node.service.streams import HELLO_SECONDS
@@ -120,9 +128,9 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
     # ---- who the peers are ---------------------------------------------------------------------------
 
     def update(self, addresses: Mapping[int, str]) -> None:
-        """The members from now on: node id -> host:port. This node may be among them. To be called on the loop.
+        """The members from now on: node id -> host:port, empty: not known. To be called on the loop.
 
-        A node that came is dialled, or waited for; one with another address is dialled there once its link is
+        This node may be among them. A node that came is dialled, or waited for; one with another address is dialled there once its link is
         over; the link to one that left is closed after LEAVE_SECONDS. Known instances are looked up anew.
         """
         if not self._stopped:
@@ -131,7 +139,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
     def _set_peers(self, addresses: Mapping[int, str]) -> None:
         peers = {node: address for node, address in addresses.items() if node != self._node_id}
         for node in self._addresses.keys() - peers.keys():
-            self._dialers.pop(node).retire()
+            self._make_dialer(node, "")
             self._problems.solved(node)
             if node in self._links:
                 loop = asyncio.get_running_loop()
@@ -162,9 +170,12 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         return link.outbox.amount if link is not None else Amount(0, 0)
 
     def _make_dialer(self, node: int, address: str) -> None:
+        """In place of the node's last one. Without an address it can only dial us."""
         older = self._dialers.pop(node, None)
         if older is not None:
             older.retire()
+        if not address:
+            return
         dialer = self._dialers[node] = Dialer(node, address, self._dial, eager=self._node_id < node)
         if node in self._links:
             dialer.linked(own=False)
@@ -218,7 +229,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
                 await call.write(pb.PeerBatch(hello=self.greeter.hello(peer)))
                 batch = await call.read()
             if batch is EOF:
-                await _raise_status(call)
+                await raise_status(call)
                 raise EOFError
             link = self._new_link(self.greeter.read(batch, peer, self.peer_info(peer)), dialled=True)
             self._link(link, dialer)
@@ -376,18 +387,6 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         """For who waits for what becomes of a stream."""
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-async def _raise_status(call: Any) -> None:
-    """Raises what the dialled side ended a stream with; returns when that was OK."""
-    if await call.code() is not grpc.StatusCode.OK:
-        raise grpc.aio.AioRpcError(
-            await call.code(),
-            await call.initial_metadata(),
-            await call.trailing_metadata(),
-            await call.details(),
-            call.debug_error_string(),
-        )
 
 
 def _tell(callback: Callable[[Any], None], what: object) -> None:

@@ -43,7 +43,7 @@ class Node(StorageServicer):
         self.lose_answer_of: str = ""  # do it, then end the stream without an answer
         self.on_loss: Callable[[], object] = lambda: None
         self.lose_request: str = ""  # end the stream without doing it
-        self.version = 1
+        self.speaks = (1, 1)  # oldest and newest protocol version
         self.parts: dict[tuple[object, bytes], list[bytes]] = {}  # by stream and transaction id
 
     async def start(self, port: int = 0) -> None:
@@ -120,12 +120,15 @@ class Node(StorageServicer):
 
     def _welcome(self, request: pb.Request, queue: asyncio.Queue[pb.Event | None]) -> None:
         cluster = self.cluster
-        if request.hello.protocol_version != self.version:
-            failure = pb.Failure(reason=pb.PROTOCOL_MISMATCH, message=f"I speak {self.version}")
+        hello = request.hello
+        if not hello.min_protocol_version <= self.speaks[1] or not self.speaks[0] <= hello.protocol_version:
+            failure = pb.Failure(reason=pb.PROTOCOL_MISMATCH, message=f"I speak {self.speaks}")
             queue.put_nowait(pb.Event(id=request.id, failure=failure))
             return
         welcome = pb.Welcome(
-            protocol_version=1,
+            protocol_version=self.speaks[1],
+            min_protocol_version=self.speaks[0],
+            level=cluster.level,
             cluster_id=cluster.cluster_id,
             node_id=self.node_id,
             last_tid=cluster.last,
@@ -159,6 +162,7 @@ class Node(StorageServicer):
 class FakeCluster:
     def __init__(self, nodes: int = 3) -> None:
         self.cluster_id = CLUSTER_ID
+        self.level = 0
         self.records: dict[bytes, list[tuple[bytes, bytes]]] = {}
         self.log: list[tuple[bytes, list[bytes]]] = []
         self.committed: dict[bytes, bytes] = {}

@@ -117,6 +117,23 @@ def test_an_address_that_changes() -> None:
     run(work())
 
 
+def test_a_member_whose_address_is_not_known_dials() -> None:
+    async def work() -> None:
+        async with Nodes(1) as nodes:
+            new = await nodes.start(PeerNode(2), nodes.members)
+            one = nodes.transports[1]
+            one.update({1: nodes.members[1], 2: ""})
+            nodes.nodes[1].send(2, 1)
+            assert not one._tasks
+            await new.reaches(nodes.nodes[1], 2)
+            one.update({1: nodes.members[1], 2: new.address})
+            assert len(one._tasks) == 1 and one.connected(2)
+            one.update({1: nodes.members[1], 2: ""})
+            await until(lambda: not one._tasks)
+
+    run(work())
+
+
 def test_nobody_is_dialled_at_the_address_of_before() -> None:
     """Node 4 took over the address of node 2, which was lost: both are members for a while."""
 
@@ -187,11 +204,14 @@ def test_random_changes_come_to_rest() -> None:
                     if node is not other:
                         await node.reaches(other, 1000)
             for one in members:
-                for two in members:
-                    if one < two:
-                        first = nodes.transports[one]._links[two]
-                        second = nodes.transports[two]._links[one]
-                        assert first.dialled != second.dialled, "two ends of one stream"
+                for two in range(one + 1, 5):
+                    await until(lambda one=one, two=two: one_stream(nodes, one, two))
             assert not any(node.transport._leaving for node in nodes.nodes.values())
 
     run(work())
+
+
+def one_stream(nodes: Nodes, one: int, two: int) -> bool:
+    """What the two use are the ends of one stream."""
+    first, second = nodes.transports[one]._links.get(two), nodes.transports[two]._links.get(one)
+    return first is not None and second is not None and first.dialled != second.dialled

@@ -87,6 +87,12 @@ async def pair(node: int, me: int) -> AsyncIterator[tuple[ByHand, PeerNode]]:
         yield hand, real
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not say so itself, nothing may come of having waited long enough."""
+    monkeypatch.setattr(peers, "YIELD_SECONDS", 50.0)
+
+
 # ---- the node has the lower id: its own streams win --------------------------------------------------------
 
 
@@ -148,9 +154,7 @@ def test_a_stream_that_is_dead_on_the_other_side_gives_way(monkeypatch: pytest.M
     run(work())
 
 
-def test_a_dial_that_was_given_up_leaves_the_lower_ids_stream_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "YIELD_SECONDS", 0.2)
-
+def test_a_dial_that_was_given_up_leaves_the_lower_ids_stream_alone() -> None:
     async def work() -> None:
         async with pair(1, 2) as (hand, node):
             own = await hand.dialled()
@@ -178,7 +182,9 @@ def test_a_dial_that_was_given_up_leaves_the_lower_ids_stream_alone(monkeypatch:
     run(work())
 
 
-def test_the_lower_id_dials_again_when_the_others_stream_ends() -> None:
+def test_the_lower_id_dials_again_when_the_others_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "YIELD_SECONDS", 0.1)
+
     async def work() -> None:
         async with pair(1, 2) as (hand, node):
             own = await hand.dialled()

@@ -12,6 +12,7 @@ from raftstorage.node.engine import state
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.rocks import RocksEngine, RocksStore
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
+from raftstorage.node.main import EXIT_OPTIONS, main
 from raftstorage.node.options import OptionError, parse_versions
 from raftstorage.node.raft.types import Entry, EntryKind, HardState
 from raftstorage.node.versions import (
@@ -96,6 +97,16 @@ def test_what_a_node_can_be_told_to_pretend() -> None:
     ):
         with pytest.raises(OptionError, match="--pretend-versions"):
             parse_versions(wrong)
+
+
+def test_pretending_is_for_tests_and_not_advertised(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--log-level" in shown and "--pretend" not in shown
+    options = ["--id", "1", "--dir", str(tmp_path / "node"), "--member", "1=127.0.0.1:7441"]
+    assert main([*options, "--pretend-versions", "new"]) == EXIT_OPTIONS
+    assert "--pretend-versions 'new' is not MIN:MAX:LEVEL" in capsys.readouterr().err
+    assert not (tmp_path / "node").exists()
 
 
 def test_the_formats_are_those_that_are_read_and_written() -> None:

@@ -169,7 +169,7 @@ class Client:
 
 
 class World:
-    def __init__(self, limits: SessionLimits, bounds: Bounds | None) -> None:
+    def __init__(self, limits: SessionLimits, bounds: Bounds | None, **options: Any) -> None:
         self.driver = FakeDriver()
         self.metrics = NodeMetrics()
         self.room = Room.AMPLE
@@ -182,6 +182,7 @@ class World:
             self.metrics,
             bounds=bounds,
             room=lambda: self.room,
+            **options,
         )
         self.connect: Callable[[], Client]
 
@@ -190,8 +191,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(limits: SessionLimits | None = None, bounds: Bounds | None = None) -> AsyncIterator[World]:
-    it = World(limits or SessionLimits(), bounds)
+async def world(
+    limits: SessionLimits | None = None, bounds: Bounds | None = None, **options: Any
+) -> AsyncIterator[World]:
+    """`options`: more arguments for the StorageService."""
+    it = World(limits or SessionLimits(), bounds, **options)
     server = grpc.aio.server()
     storage_pb2_grpc.add_StorageServicer_to_server(it.service, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")

@@ -192,6 +192,7 @@ def test_streams_that_begin_with_anything_but_a_good_hello(fuzzed: Fuzzed) -> No
     hellos = st.builds(
         pb.Hello,
         protocol_version=st.one_of(st.just(PROTOCOL_VERSION), fuzz.small),
+        min_protocol_version=st.one_of(st.just(0), fuzz.small),
         client_id=st.one_of(st.just("0" * 32), st.text(max_size=40)),
         cluster_id=st.one_of(st.just(""), st.just("f" * 32), st.text(max_size=200)),
         after_tid=fuzz.octets,
@@ -220,7 +221,9 @@ def test_streams_that_begin_with_anything_but_a_good_hello(fuzzed: Fuzzed) -> No
         return not (
             first.HasField("hello")
             and first.id
-            and hello.protocol_version == PROTOCOL_VERSION
+            and (hello.min_protocol_version or hello.protocol_version)
+            <= PROTOCOL_VERSION
+            <= hello.protocol_version
             and good_id
             and hello.cluster_id in ("", fuzzed.node.identity.cluster_id)
             and len(hello.after_tid) in (0, 8)
