@@ -130,8 +130,9 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
     def update(self, addresses: Mapping[int, str]) -> None:
         """The members from now on: node id -> host:port, empty: not known. To be called on the loop.
 
-        This node may be among them. A node that came is dialled, or waited for; one with another address is dialled there once its link is
-        over; the link to one that left is closed after LEAVE_SECONDS. Known instances are looked up anew.
+        This node may be among them. A node that came is dialled, or waited for; one with another address is
+        dialled there once its link is over; the link to one that left is closed after LEAVE_SECONDS. Known
+        instances are looked up anew.
         """
         if not self._stopped:
             self._set_peers(addresses)

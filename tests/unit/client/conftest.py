@@ -136,7 +136,6 @@ class Node(StorageServicer):
             max_record_bytes=cluster.max_record_bytes,
             max_transaction_bytes=cluster.max_transaction_bytes,
             lease_ms=1000,
-            level=cluster.level,
         )
         queue.put_nowait(pb.Event(id=request.id, welcome=welcome))
         after = request.hello.after_tid
