@@ -41,8 +41,8 @@ MIB = 1 << 20
 LIMITS = SessionLimits(max_record_bytes=16 * MIB, max_transaction_bytes=64 * MIB)
 #: Nobody listens for this node's heartbeats: fewer ticks leave the application more of its time.
 TICK_SECONDS = 0.1
-#: How much of the log is applied before the loop has its turn again.
-APPLY_BYTES = 256 << 10
+#: How much of the log is applied before the loop has its turn again, which other storages wait for too.
+APPLY_BYTES = 64 << 10
 
 T = TypeVar("T")
 
