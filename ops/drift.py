@@ -29,7 +29,7 @@ WRONG_WAY = 0.65
 class Tolerance:
     """How much worse a series may be at the end of what is judged than at its beginning.
 
-    `step` (in the series' unit) and `share` (of its level at that beginning) are always allowed, whichever is more:
+    `step` (in the series' unit) and `share` (of its level at that beginning) are always allowed, the more:
     one segment, one table, noise. `per_hour` (unit) and `share_per_hour` are allowed for each hour on top.
     `least_seconds`: what lives shorter is not judged. `falling`: it is a fall that is bad.
     """
