@@ -60,5 +60,5 @@ def _panel(
     axes.set_title(f"{name}, {shown}" if shown else name, fontsize="small", loc="left")
     axes.set_xlabel("minutes", fontsize="x-small")
     axes.tick_params(labelsize="x-small")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.legend(fontsize="xx-small", loc="best")

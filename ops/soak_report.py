@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from raftstorage.ops.drift import Point, Tolerance, Verdict, condense, judge
+from raftstorage.ops.drift import Point, Tolerance, Verdict, condense, judge, second_half
 from raftstorage.ops.drill_report import Ack, Report, percentile
 from raftstorage.ops.soak_samples import Series
 from raftstorage.ops.status import size
@@ -106,9 +107,9 @@ class SoakReport:
 
 def windows(acks: Sequence[Ack], seconds: float) -> list[Series]:
     """Commits a second and their latency, of all writers together, for each window of `seconds`."""
-    rate, median, slow = (Series("all writers", name) for name in ("commits/s", "commit p50", "commit p99"))
+    rate, middle, slow = (Series("all writers", name) for name in ("commits/s", "commit p50", "commit p99"))
     if not acks:
-        return [rate, median, slow]
+        return [rate, middle, slow]
     begin = min(ack.acknowledged for ack in acks)
     by_window: dict[int, list[float]] = {}
     for ack in acks:
@@ -118,9 +119,9 @@ def windows(acks: Sequence[Ack], seconds: float) -> list[Series]:
         at = begin + (number + 0.5) * seconds
         rate.add(at, len(took) / seconds)
         if took:
-            median.add(at, percentile(took, 50))
+            middle.add(at, percentile(took, 50))
             slow.add(at, percentile(took, 99))
-    return [rate, median, slow]
+    return [rate, middle, slow]
 
 
 def judge_all(series: Iterable[Series]) -> tuple[Judged, ...]:
@@ -181,11 +182,9 @@ def show(report: SoakReport, console: Console) -> None:
     for each in worst:
         unit, verdict = KINDS[each.name].unit, each.verdict
         colour = "red" if verdict.drifts else "yellow" if verdict.why else "green"
-        figures = (
-            ("", "", "")
-            if verdict.why
-            else tuple(_figure(value, unit) for value in (verdict.level, verdict.change, verdict.allowed))
-        )
+        figures = [_figure(value, unit) for value in (verdict.level, verdict.change, verdict.allowed)]
+        if verdict.why:
+            figures = [_figure(median(value for _, value in second_half(each.points) or [(0, 0.0)]), unit), "", ""]
         table.add_row(each.subject, each.name, sparkline(each.points), *figures, f"[{colour}]{verdict.word}[/]")
     console.print(table)
     console.print("Judged: the second half, of each process's life for what a restart begins anew.")

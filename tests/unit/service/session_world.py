@@ -20,7 +20,6 @@ from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
 from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
 from raftstorage.proto import storage_pb2 as pb
-from tests.unit.engine.stand_in import FragmentEngine
 
 CLUSTER = "0" * 32
 ROOT = bytes(8)
@@ -36,7 +35,7 @@ class ProcessEnded(Exception):
 
 class FakeDriver:
     def __init__(self) -> None:
-        self.engine: MemoryEngine = FragmentEngine()
+        self.engine = MemoryEngine()
         self.on_applied: list[Callable[..., None]] = []
         self.on_role: list[Callable[..., None]] = []
         self.on_ready: list[Callable[[], None]] = []
@@ -80,7 +79,6 @@ class FakeDriver:
             index = self.engine.applied_index + 1
             entry = Entry(self.term, index, EntryKind.COMMAND, data)
             batch.append((entry, self.engine.apply(entry)))
-        self._log.clear()
         for listener in self.on_applied:
             listener(batch)
 
