@@ -44,15 +44,10 @@ MIB = 1 << 20
 LIMITS = SessionLimits(max_record_bytes=16 * MIB, max_transaction_bytes=64 * MIB)
 #: Nobody listens for this node's heartbeats: fewer ticks leave the application more of its time.
 TICK_SECONDS = 0.1
-<<<<<<< HEAD
 #: How much of the log is applied before the loop has its turn again.
-APPLY_BYTES = 256 << 10
+APPLY_BYTES = 64 << 10
 #: Nobody was away: the log is kept for a second member that may come, and no longer.
 KEEP_BYTES, KEEP_SECONDS = 64 * MIB, 3600.0
-=======
-#: How much of the log is applied before the loop has its turn again, which other storages wait for too.
-APPLY_BYTES = 64 << 10
->>>>>>> 280b1635ce929038b6985088d60b5d61162f2e96
 
 T = TypeVar("T")
 

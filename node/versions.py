@@ -34,9 +34,9 @@ class DiskFormat(NamedTuple):
 
 #: By what it is the format of. The modules that read and write have the numbers, too; a test compares.
 DISK = {
-    "directory": DiskFormat(reads=(1,), writes=1),
-    "log": DiskFormat(reads=(1,), writes=1),
-    "database": DiskFormat(reads=(1,), writes=1),
+    "directory": DiskFormat(reads=(1, 2), writes=2),
+    "log": DiskFormat(reads=(1, 2), writes=2),
+    "database": DiskFormat(reads=(1, 2), writes=2),
 }
 
 

@@ -123,10 +123,12 @@ def test_a_reader_makes_no_database(place: str) -> None:
 
 def test_a_node_that_has_others_beside_it_is_not_run_alone(place: str) -> None:
     identity = NodeIdentity("ab" * 16, 2, {1: "a:1", 2: "b:1", 3: "c:1"})
-    NodeDirectory.open(directory(place), identity).close()
+    opened = NodeDirectory.open(directory(place))
+    opened.claim(identity)
+    opened.close()
     with pytest.raises(EmbeddedError, match="other members"):
         ClientStorage(place)
-    assert not (directory(place) / "db").exists()
+    assert not locked(place)
 
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:

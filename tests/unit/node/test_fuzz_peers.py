@@ -307,7 +307,7 @@ def test_notes_of_every_kind(fuzzed: Fuzzed) -> None:
 
 
 def test_requests_for_a_snapshot(fuzzed: Fuzzed) -> None:
-    """No node serves any yet; who asks without a hello that fits hears that first."""
+    """Who asks without a hello that fits is refused; who asks with one is sent a manifest first."""
 
     async def ask(address: str, request: pb.SnapshotRequest) -> tuple[grpc.StatusCode, str]:
         async with grpc.aio.insecure_channel(address) as channel:
@@ -324,10 +324,18 @@ def test_requests_for_a_snapshot(fuzzed: Fuzzed) -> None:
             grpc.StatusCode.FAILED_PRECONDITION,
             "is of cluster ''",
         ),
-        (pb.SnapshotRequest(hello=hello), grpc.StatusCode.UNIMPLEMENTED, "serves no snapshots"),
     ):
         got = fuzzed.run(ask(fuzzed.nodes[0].address, request))
         assert got[0] is code and why in got[1], got
+
+    async def first_chunk() -> pb.SnapshotChunk:
+        async with grpc.aio.insecure_channel(fuzzed.nodes[0].address) as channel:
+            call = raft_pb2_grpc.PeersStub(channel).Snapshot(pb.SnapshotRequest(hello=hello))
+            chunk: pb.SnapshotChunk = await call.read()
+            call.cancel()
+            return chunk
+
+    assert fuzzed.run(first_chunk()).manifest.files
 
     async def ask_nonsense() -> grpc.StatusCode:
         async with grpc.aio.insecure_channel(fuzzed.nodes[0].address) as channel:

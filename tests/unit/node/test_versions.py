@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from raftstorage.node import identity
-from raftstorage.node.engine import state
+from raftstorage.node.engine import layout
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.rocks import RocksEngine, RocksStore
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
@@ -112,7 +112,7 @@ def test_pretending_is_for_tests_and_not_advertised(capsys: pytest.CaptureFixtur
 def test_the_formats_are_those_that_are_read_and_written() -> None:
     assert DISK["directory"].writes == identity.FORMAT
     assert DISK["log"].writes == wal_format.FORMAT
-    assert DISK["database"].writes == state.FORMAT
+    assert DISK["database"].writes == layout.FORMAT
     assert all(each.writes in each.reads for each in DISK.values())
     assert agreed(PROTOCOL, PROTOCOL) == PROTOCOL[1]
 
@@ -133,12 +133,14 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_directory_of_a_later_format(tmp_path: Path) -> None:
-    NodeDirectory.open(tmp_path, ME).close()
+    directory = NodeDirectory.open(tmp_path)
+    directory.claim(ME)
+    directory.close()
     file = tmp_path / "node.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": LATER, "shape": "round"}))
     before = contents(tmp_path)
     with pytest.raises(DirectoryError) as refused:
-        NodeDirectory.open(tmp_path, ME)
+        NodeDirectory.open(tmp_path)
     assert str(refused.value) == f"{file}: directory format {LATER}, this software knows {identity.FORMAT}"
     assert contents(tmp_path) == before
 
@@ -160,7 +162,7 @@ def test_a_log_of_a_later_format(tmp_path: Path, segment: int) -> None:
     with pytest.raises(WalError) as refused:
         Wal.open(tmp_path, segment_bytes=4096)
     assert str(refused.value) == (
-        f"{paths[segment]} has log format {LATER}; this version knows format {wal_format.FORMAT}"
+        f"{paths[segment]} has log format {LATER}; this version knows formats 1 to {wal_format.FORMAT}"
     )
     assert contents(tmp_path) == before
 
@@ -168,18 +170,19 @@ def test_a_log_of_a_later_format(tmp_path: Path, segment: int) -> None:
 def test_a_database_of_a_later_format(tmp_path: Path) -> None:
     directory = tmp_path / "db"
     engine = RocksEngine(directory)
-    engine.apply(1, b"")
+    engine.apply(Entry(1, 1, EntryKind.NOOP))
     engine.flush()
     engine.close()
     store = RocksStore(directory)
-    later = state._seal(struct.pack(">I", LATER) + b"in which nothing else is where it was")
+    later = layout.seal(struct.pack(">I", LATER) + b"in which nothing else is where it was")
     store.write([("meta", b"state", later)])
     store.flush()
     store.close()
     before = contents(tmp_path)
     with pytest.raises(EngineError) as refused:
         RocksEngine(directory)
-    assert str(refused.value) == f"the database has format {LATER}; this version knows format {state.FORMAT}"
+    known = f"this version knows formats up to {layout.FORMAT}"
+    assert str(refused.value) == f"the database has format {LATER}; {known}"
     after = contents(tmp_path)
     assert {name for name in after if after[name] != before.get(name)} <= {"db/rocksdict-config.json"}
     assert after.keys() == before.keys()

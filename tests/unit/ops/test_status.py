@@ -84,7 +84,7 @@ def test_json_and_table_tell_the_same() -> None:
     text = console.export_text()
     assert "node 1 at 127.0.0.1:7441" in text
     assert "UNAVAILABLE" in text
-    assert "127.0.0.1:7442: the disk is nearly full" in text
+    assert "node 2: the disk is nearly full" in text
     assert "…" not in text, "a table that does not fit a terminal"
 
 

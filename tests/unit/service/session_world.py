@@ -18,7 +18,7 @@ from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader, Role, RoleChange
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
-from raftstorage.proto import PROTOCOL_VERSION, storage_pb2_grpc
+from raftstorage.proto import PARTS_LEVEL, PROTOCOL_VERSION, storage_pb2_grpc
 from raftstorage.proto import storage_pb2 as pb
 
 CLUSTER = "0" * 32
@@ -179,6 +179,7 @@ class World:
             limits,
             self.metrics,
             bounds=bounds,
+            level=options.pop("level", lambda: PARTS_LEVEL),
             room=lambda: self.room,
             **options,
         )
