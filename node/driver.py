@@ -14,12 +14,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
-from raftstorage.node.admission import Amount
 from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.engine.kv import KeyValueStore
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
-from raftstorage.node.ports import DriverStatus, Observer, PeerState, Transport
+from raftstorage.node.ports import Observer, Transport
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.membership import Change, Membership
 from raftstorage.node.raft.types import (
@@ -35,6 +34,7 @@ from raftstorage.node.raft.types import (
     RoleChange,
     SnapshotBase,
 )
+from raftstorage.node.standing import Standing
 from raftstorage.node.waiting import LeadershipLost, ReadWaiters, resolve
 
 __all__ = ["Driver", "LeadershipLost"]
@@ -45,7 +45,7 @@ AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
 RoleListener = Callable[[RoleChange], None]
 
 
-class Driver:
+class Driver(Standing):
     """Owns one core, one log and one engine. Used from the loop that `start` was awaited on.
 
     `membership`: as of what `engine` has applied; None: the voters and learners of `config`. `tick_seconds`: of a
@@ -140,94 +140,6 @@ class Driver:
         for future in self._role_waiters:
             if not future.done():
                 future.set_exception(error)
-
-    # ---- state ---------------------------------------------------------------------------------------
-
-    @property
-    def node_id(self) -> int:
-        return self.config.node_id
-
-    @property
-    def role(self) -> Role:
-        return self._core.role
-
-    @property
-    def term(self) -> int:
-        return self._core.term
-
-    @property
-    def leader(self) -> int:
-        """Node id of the known leader, 0 for none."""
-        return self._core.leader
-
-    @property
-    def membership(self) -> Membership:
-        """The newest in the log, which is the one that counts."""
-        return self._core.membership
-
-    @property
-    def membership_index(self) -> int:
-        """Index of the entry that says so; 0: as the cluster was founded, or a snapshot has it."""
-        return self._core.membership_index
-
-    @property
-    def first_index(self) -> int:
-        """Of the log; what is older was cut."""
-        return self._wal.first_index()
-
-    @property
-    def disk_hangs(self) -> bool:
-        """No write to the log ended for two election timeouts."""
-        return self._core.disk_hangs
-
-    @property
-    def last_index(self) -> int:
-        return self._core.last_index
-
-    @property
-    def commit_index(self) -> int:
-        return self._core.commit_index
-
-    @property
-    def applied_index(self) -> int:
-        return self.engine.applied_index
-
-    @property
-    def backlog(self) -> Amount:
-        """Entries appended and not applied, with the bytes of those that were proposed here."""
-        return Amount(self.last_index - self.applied_index, self.work.proposed_bytes)
-
-    @property
-    def running(self) -> bool:
-        return self._running
-
-    @property
-    def is_ready_leader(self) -> bool:
-        """Leads, and has applied its own term's no-op: its engine holds all that was ever committed before."""
-        return self._core.role is Role.LEADER and self._ready_term == self._core.term
-
-    def status(self) -> DriverStatus:
-        core = self._core
-        progress = core.progress() if core.role is Role.LEADER else {}
-        peers = []
-        for node in sorted(core.membership.ids - {self.node_id}):
-            known = progress.get(node)
-            peers.append(PeerState(node) if known is None else PeerState(node, known.match, str(known.state)))
-        return DriverStatus(
-            core.node_id,
-            core.role,
-            core.term,
-            core.leader,
-            self.is_ready_leader,
-            self._wal.first_index(),
-            core.last_index,
-            core.commit_index,
-            self.engine.applied_index,
-            self._wal.bytes_on_disk(),
-            tuple(peers),
-            core.membership,
-            core.membership_index,
-        )
 
     # ---- input ---------------------------------------------------------------------------------------
 

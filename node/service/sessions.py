@@ -17,11 +17,11 @@ from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.failures import failed
 from raftstorage.node.identity import NodeIdentity
-from raftstorage.node.raft.membership import MemberRole
 from raftstorage.node.raft.types import Entry, Role, RoleChange
 from raftstorage.node.service import queues
 from raftstorage.node.service.barriers import Barriers
 from raftstorage.node.service.gate import Gate, restored, weight
+from raftstorage.node.service.greeting import leader_message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
@@ -181,22 +181,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 session.put(event)
 
     def _leader(self) -> pb.Leader:
-        node, membership = self._driver.leader, self._driver.membership
-        leader = membership.member(node)
-        return pb.Leader(
-            term=self._driver.term,
-            node_id=node,
-            address=leader.address if leader is not None else "",
-            members=[
-                pb.Member(
-                    node_id=member.node_id,
-                    address=member.address,
-                    learner=member.role is MemberRole.LEARNER,
-                )
-                for member in membership.members
-            ],
-            level=self._level(),
-        )
+        return leader_message(self._driver, self._level())
 
     @contextmanager
     def _damage_is_fatal(self) -> Iterator[None]:

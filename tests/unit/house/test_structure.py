@@ -23,7 +23,9 @@ MAY_IMPORT = {
 #: A node inside a client's process: the one module, the one function in it, and all that it may import of a node.
 EMBEDDED = ("client/cluster/embedded.py", "_node", {"raftstorage.node", "raftstorage.node.embedded"})
 #: The core's whole world: no clock, no randomness of its own, no file, no socket, no task.
-CORE_MAY_IMPORT = {"__future__", "abc", "bisect", "collections", "dataclasses", "enum", "typing"}
+CORE_MAY_IMPORT = {
+    "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "itertools", "json", "typing",
+}  # fmt: skip
 LONGEST = 400
 
 
