@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from google.protobuf.message import DecodeError
 from raftstorage.node.engine.api import Z64, Applied, Conflict
-from raftstorage.node.engine.fragments import Staging, decode_staging
+from raftstorage.node.engine.checking import Refused, check_form, check_pieces, parsed
+from raftstorage.node.engine.fragments import Staging
 from raftstorage.node.engine.kv import Change
 from raftstorage.node.engine.layout import (
-    DROPPED_KEY,
     INLINE_BYTES,
     PAGE_OIDS,
     STAGING_KEY,
@@ -18,45 +17,21 @@ from raftstorage.node.engine.layout import (
     chunk_key,
     chunk_keys,
     cut,
-    dropped_key,
     page_key,
-    read_page,
     read_stub,
     seal,
-    unseal,
 )
-from raftstorage.node.engine.reading import Dropped, Reading
+from raftstorage.node.engine.leftovers import Leftovers
 from raftstorage.proto import storage_pb2 as pb
-
-#: Oids from here on can be stored only after they were given out, and no given tid may be above: a client that
-#: names the last oid or tid of all must not leave none for the others.
-GIVEN_OUT_ONLY = 1 << 63
 
 Serials = Mapping[bytes, bytes | None]
 
 
-class Refused(Exception):
-    """Why a command is not carried out: equal on every node, so nothing of a library's wording."""
-
-
-class Commits(Reading):
+class Commits(Leftovers):
     """Decides on commits. Changes of the store are collected, those of the attributes made at once."""
 
     _next_oid: int
     _objects: int
-    _staging: Staging | None
-
-    def _read_staging(self) -> None:
-        """After a store was opened."""
-        sealed = self._store.get("meta", STAGING_KEY)
-        self._staging = None if sealed is None else decode_staging(unseal("meta", STAGING_KEY, sealed))
-        self._dropped = {}
-        for key, value in self._store.scan("meta", DROPPED_KEY):
-            if not key.startswith(DROPPED_KEY):
-                break
-            left = unseal("meta", key, value)
-            first = int.from_bytes(key[len(DROPPED_KEY) :], "big")
-            self._dropped[first] = Dropped(left[:8], int.from_bytes(left[8:], "big"))
 
     # ---- commands ------------------------------------------------------------------------------------
 
@@ -72,9 +47,9 @@ class Commits(Reading):
                 raise Refused(staging.refused)
             if staging.count != commit.fragments:
                 raise Refused("its fragments are not in the entries before it")
-            transaction = _parsed(commit.transaction)
-            _check(identity, tid, transaction, self._next_oid)
-            _check_pieces(staging, transaction, last=True)
+            transaction = parsed(commit.transaction)
+            check_form(identity, tid, transaction, self._next_oid)
+            check_pieces(staging, transaction, last=True)
             self._check_tid(tid)
             current = self._serials(transaction, staging)
         except Refused as why:
@@ -122,11 +97,11 @@ class Commits(Reading):
         oids: tuple[bytes, ...] = ()
         if not staging.refused:
             try:
-                transaction = _parsed(fragment.transaction)
+                transaction = parsed(fragment.transaction)
                 if any(each.name not in ("records", "checks") for each, _ in transaction.ListFields()):
                     raise Refused("malformed transaction: a fragment with more than records and checks")
-                _check(identity, tid, transaction, self._next_oid)
-                _check_pieces(staging, transaction, last=False)
+                check_form(identity, tid, transaction, self._next_oid)
+                check_pieces(staging, transaction, last=False)
                 self._check_tid(tid)
                 current = self._serials(transaction, staging)
             except Refused as why:
@@ -240,55 +215,6 @@ class Commits(Reading):
         if sealed is not None:
             changes += [("data", each, None) for each in chunk_keys(key, read_stub(key, sealed))]
 
-    # ---- what was dropped ----------------------------------------------------------------------------
-
-    def _drop(self, changes: list[Change]) -> None:
-        """The entry does not go on with the fragments before it."""
-        if self._staging is not None:
-            self._let_go(self._staging, changes)
-            self._staging = None
-            changes.append(("meta", STAGING_KEY, None))
-
-    def _let_go(self, staging: Staging, changes: list[Change]) -> None:
-        if staging.pages:
-            dropped = self._dropped[staging.first] = Dropped(staging.tid, staging.pages)
-            changes.append(_dropped_change(staging.first, dropped))
-
-    def _clean(self) -> tuple[list[Change], tuple[int, Dropped] | None]:
-        """Changes that remove a page of what was dropped first, and what is left then, for `_cleaned`.
-
-        To be written before the entry's own changes, which may use one of the keys again.
-        """
-        if not self._dropped:
-            return [], None
-        first = min(self._dropped)
-        dropped = self._dropped[first]
-        left = dropped._replace(pages=dropped.pages - 1)
-        page = page_key(first, left.pages)
-        changes: list[Change] = [("pages", page, None), _dropped_change(first, left)]
-        for oid in read_page(page, self._needed("pages", page)):
-            key = oid + dropped.tid
-            sealed = self._store.get("records", key)
-            stub = None if sealed is None else read_stub(key, sealed)
-            if stub is not None and stub.fragment == first:
-                changes.append(("records", key, None))
-                changes += [("data", each, None) for each in chunk_keys(key, stub)]
-        return changes, (first, left)
-
-    def _cleaned(self, left: tuple[int, Dropped] | None) -> None:
-        """`_clean`'s changes are written."""
-        if left is not None:
-            first, dropped = left
-            if dropped.pages:
-                self._dropped[first] = dropped
-            else:
-                del self._dropped[first]
-
-
-def _dropped_change(first: int, dropped: Dropped) -> Change:
-    value = seal(dropped.tid + dropped.pages.to_bytes(4, "big")) if dropped.pages else None
-    return "meta", dropped_key(first), value
-
 
 def _put(key: bytes, number: int, data: bytes, changes: list[Change]) -> int:
     """Chunks of `data` from `number` on; returns how many."""
@@ -296,56 +222,3 @@ def _put(key: bytes, number: int, data: bytes, changes: list[Change]) -> int:
     for position, chunk in enumerate(chunks, number):
         changes.append(("data", chunk_key(key, position), seal(chunk)))
     return len(chunks)
-
-
-def _parsed(body: bytes) -> pb.Transaction:
-    try:
-        return pb.Transaction.FromString(body)
-    except DecodeError:
-        raise Refused("malformed transaction") from None
-
-
-def _check(identity: bytes, tid: bytes, transaction: pb.Transaction, next_oid: int) -> None:
-    """Refused when it cannot be applied, whatever was committed before."""
-    why = _malformed(identity, tid, transaction, next_oid)
-    if why:
-        raise Refused(f"malformed transaction: {why}")
-
-
-def _malformed(identity: bytes, tid: bytes, transaction: pb.Transaction, next_oid: int) -> str:
-    oids = {record.oid for record in transaction.records}
-    numbers = [int.from_bytes(oid, "big") for oid in oids]
-    if len(identity) != 16:
-        return "a transaction id has 16 bytes"
-    if len(tid) != 8 or (transaction.tid and transaction.tid != tid):
-        return "bad tid"
-    if transaction.tid and int.from_bytes(transaction.tid, "big") >= GIVEN_OUT_ONLY:
-        return "a given tid that is too large"
-    if len(transaction.status) > 1:
-        return "a status has one byte"
-    if len(oids) != len(transaction.records):
-        return "an oid twice"
-    if any(len(oid) != 8 for oid in oids) or any(len(check.oid) != 8 for check in transaction.checks):
-        return "an oid has 8 bytes"
-    if numbers and max(numbers) >= max(GIVEN_OUT_ONLY, next_oid):
-        return "an oid that was not given out"
-    serials = [each.base_serial for each in transaction.records]
-    serials += [each.data_tid for each in transaction.records]
-    serials += [each.serial for each in transaction.checks]
-    if any(len(serial) not in (0, 8) for serial in serials):
-        return "a serial has 8 bytes"
-    return ""
-
-
-def _check_pieces(staging: Staging, transaction: pb.Transaction, last: bool) -> None:
-    """Refused when a record's data does not go on where it must, or goes on where nothing can follow."""
-    records = transaction.records
-    if staging.unfinished:
-        goes_on = pb.NewRecord(oid=staging.unfinished)
-        if records:
-            goes_on.data, goes_on.more = records[0].data, records[0].more
-        if not records or records[0] != goes_on:
-            raise Refused("malformed transaction: a record breaks off")
-    for position, record in enumerate(records, 1):
-        if record.more and (last or position < len(records) or record.no_data):
-            raise Refused("malformed transaction: a record goes on where it cannot")

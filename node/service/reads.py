@@ -69,18 +69,22 @@ class Reads:
     def parked(self) -> Amount:
         return self._parked.amount()
 
-    def read(self, request: pb.Request, call: str, now: float, reply: Reply) -> None:
-        """`call`: the request's oneof, one of CALLS; `now`: the loop's time in seconds."""
+    def read(self, request: pb.Request, call: str, now: float, reply: Reply) -> asyncio.Future[None] | None:
+        """`call`: the request's oneof, one of CALLS; `now`: the loop's time in seconds.
+
+        For one that takes several turns of the loop, returns what is done once it is answered.
+        """
         at_least = b"" if call == "size" else getattr(request, call).at_least
         if at_least <= self._engine.last_tid:
-            self._serve(request, call, reply)
-        elif self._parked.amount().reaches(MAX_PARKED):
+            return self._serve(request, call, reply)
+        if self._parked.amount().reaches(MAX_PARKED):
             reply(failed(pb.BUSY, "too many reads wait for this replica to catch up"))
         else:
             parked = _Parked(at_least, next(self._order), now + PATIENCE, request, call, reply)
             heapq.heappush(self._heap, parked)
             self._by_deadline.append(parked)
             self._parked.add(parked.size)
+        return None
 
     def applied(self) -> None:
         """Answers what the engine has caught up with."""
@@ -110,19 +114,25 @@ class Reads:
             pb.LAGGING, f"this replica has applied {self._engine.last_tid.hex()} and not yet the tid asked for"
         )
 
-    def _serve(self, request: pb.Request, call: str, reply: Reply) -> None:
+    def _serve(self, request: pb.Request, call: str, reply: Reply) -> asyncio.Future[None] | None:
         try:
-            event = self._answer(request, call)
-            if not isinstance(event, pb.Event):
-                self._go_on(event, call, reply)
-                return
+            answer = self._answer(request, call)
         except EngineError:
             raise
         except Exception:
-            event = _internal(call)
-        reply(event)
+            answer = _internal(call)
+        if isinstance(answer, pb.Event):
+            reply(answer)
+            return None
+        if self._is_over(answer, call, reply):
+            return None
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        loop.call_soon(self._go_on, answer, call, reply, over)
+        return over
 
-    def _go_on(self, steps: Steps, call: str, reply: Reply) -> None:
+    def _is_over(self, steps: Steps, call: str, reply: Reply) -> bool:
+        """One more step; True when it was the last and the read is answered."""
         try:
             next(steps)
         except StopIteration as end:
@@ -132,11 +142,15 @@ class Reads:
         except Exception:
             reply(_internal(call))
         else:
-            asyncio.get_running_loop().call_soon(self._go_on_later, steps, call, reply)
+            return False
+        return True
 
-    def _go_on_later(self, steps: Steps, call: str, reply: Reply) -> None:
+    def _go_on(self, steps: Steps, call: str, reply: Reply, over: asyncio.Future[None]) -> None:
         try:
-            self._go_on(steps, call, reply)
+            if not self._is_over(steps, call, reply):
+                over.get_loop().call_soon(self._go_on, steps, call, reply, over)
+            elif not over.done():  # who waits for it may be gone
+                over.set_result(None)
         except EngineError as error:
             self._fail(error)
 
@@ -196,8 +210,9 @@ class Reads:
             if skip and len(page) > 1:  # the end of one that may be too large already, and others
                 page, after = page[:1], Position(page[1].tid)
             left -= sum(each.ByteSize() for each in page)
-            if left < 0 and transactions and not skip:
-                break  # only whole ones are answered, more than are asked for only when it is one
+            too_large = left < 0 or (after is not None and after.skip > 0)
+            if too_large and transactions and not skip:
+                break  # it begins the next answer: more than was asked for is answered only when it is one
             add_page(transactions, page, skip)
             position = after
             if position is not None:

@@ -273,7 +273,9 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 return
             for request in batch.requests:
                 if session.greeted:
-                    self._handle(session, request)
+                    long_read = self._handle(session, request)
+                    if long_read is not None:
+                        await long_read
                 elif not await self._greet(session, request):
                     return
                 session.greeted = True
@@ -325,7 +327,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
 
     # ---- requests ------------------------------------------------------------------------------------
 
-    def _handle(self, session: ClientSession, request: pb.Request) -> None:
+    def _handle(self, session: ClientSession, request: pb.Request) -> asyncio.Future[None] | None:
+        """What it returns is to be waited for before the session's next request: one long read at a time."""
         call = request.WhichOneof("call") or ""
         size = weight(request, call)
         answer = Answer(session, request.id, call, self._metrics, self._leader, self._gate, size)
@@ -340,7 +343,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             if problem is not None:
                 answer(pb.Event(failure=problem))
             elif call in CALLS:
-                self._reads.read(request, call, _now(), answer)
+                return self._reads.read(request, call, _now(), answer)
             elif call == "read_barrier":
                 self._barriers.ask(session, answer)
             else:
@@ -350,6 +353,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         except Exception:
             log.exception("a request failed", extra={"call": call})
             answer(failed(pb.INTERNAL, "the node failed at this request; its log says why"))
+        return None
 
     def _write(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
         leads = self._driver.role is Role.LEADER
