@@ -115,20 +115,21 @@ class Gate:
             refused = Refusal(pb.BUSY, "a transaction that comes before this one was refused", LEAST_MS)
         else:
             refused = self._decide(session, request, call, answer.size)
-        if refused is None:
+        # What was sent before adds nothing. That is asked last: it may cost a look into the database.
+        if refused is None or (call in ("vote", "commit") and self._is_known(request, call)):
             return None
         reason, message, retry_after_ms = refused
         return pb.Failure(code=CODES[reason], reason=reason, message=message, retry_after_ms=retry_after_ms)
+
+    def _is_known(self, request: pb.Request, call: str) -> bool:
+        return self._coordinator.is_known(getattr(request, call).transaction_id)
 
     def _decide(self, session: ClientSession, request: pb.Request, call: str, size: int) -> Refusal | None:
         coordinator = self._coordinator
         work = Work.NEW
         match call:
             case "vote" | "commit":
-                identity = getattr(request, call).transaction_id
-                if coordinator.is_known(identity):
-                    return None  # it adds nothing
-                if call == "commit" and identity in coordinator.held:
+                if call == "commit" and request.commit.transaction_id in coordinator.held:
                     work = Work.VOTED
             case "finish":
                 if request.finish.transaction_id not in coordinator.held:
