@@ -17,7 +17,7 @@ from typing import NoReturn
 from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.engine.kv import KeyValueStore
-from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory
+from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory, cannot_place
 from raftstorage.node.ports import Observer, Transport
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.membership import Change, Membership
@@ -35,7 +35,7 @@ from raftstorage.node.raft.types import (
     SnapshotBase,
 )
 from raftstorage.node.standing import Standing
-from raftstorage.node.waiting import LeadershipLost, ReadWaiters, resolve
+from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters
 
 __all__ = ["Driver", "LeadershipLost"]
 
@@ -93,7 +93,7 @@ class Driver(Standing):
         self._in_thread = in_thread
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
-        self._place = place or _cannot_place
+        self._place = place or cannot_place
         self._flushing = asyncio.Lock()
         self._installing: tuple[KeyValueStore, asyncio.Future[KeyValueStore]] | None = None
         self._ready_term = 0
@@ -105,7 +105,7 @@ class Driver(Standing):
         self._tick_due = 0.0
         # Requests of an earlier life of this node must not be taken for ours.
         self._reads = ReadWaiters(config.election_ticks, first_request=(rng.getrandbits(30) << 32) + 1)
-        self._role_waiters: dict[asyncio.Future[None], None] = {}  # in order
+        self._role_waiters = RoleWaiters()
 
     # ---- life ----------------------------------------------------------------------------------------
 
@@ -115,6 +115,8 @@ class Driver(Standing):
         synced = self._observer.synced if self._observer is not None else None
         self._writer = self._make_writer(self._wal, self._loop, self._durable, self._fatal, self._place, synced)
         self._writer.start()
+        #: Calls a job where the log is written, behind all that is queued; what it raises ends the process.
+        self.in_writer = self._writer.run
         await self._transport.start()
         self._running = True
         if self._core.voters == (frozenset({self.node_id}),):
@@ -137,9 +139,7 @@ class Driver(Standing):
         await self._writer.stop()
         error = LeadershipLost("the node is stopping")
         self._reads.fail(error)
-        for future in self._role_waiters:
-            if not future.done():
-                future.set_exception(error)
+        self._role_waiters.fail(error)
 
     # ---- input ---------------------------------------------------------------------------------------
 
@@ -201,10 +201,6 @@ class Driver(Standing):
             except Exception as error:
                 self._fatal(error)
 
-    def in_writer(self, job: Callable[[], object]) -> asyncio.Future[None]:
-        """Calls `job` where the log is written, behind all that is queued; what it raises ends the process."""
-        return self._writer.run(job)
-
     def receive(self, messages: Sequence[Message]) -> None:
         """Takes messages from the transport."""
         if not self._running:
@@ -250,13 +246,8 @@ class Driver(Standing):
 
     async def wait_role(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._role_waiters[future] = None
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        finally:
-            self._role_waiters.pop(future, None)
+        async with asyncio.timeout(timeout):
+            await self._role_waiters.wait()
 
     async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Hands leadership to `to_node` (0: the voter that is furthest); returns the new leader's id.
@@ -398,7 +389,7 @@ class Driver(Standing):
                 log.info("leads", extra={"applied_index": done})
                 for ready in self.on_ready:
                     ready()
-                self._wake_role_waiters()
+                self._role_waiters.wake()
 
     def _role(self, change: RoleChange) -> None:
         log.info("now %s", change.role.value, extra={"leader": change.leader})
@@ -407,12 +398,4 @@ class Driver(Standing):
             self._observer.role_changed()
         for listener in self.on_role:
             listener(change)
-        self._wake_role_waiters()
-
-    def _wake_role_waiters(self) -> None:
-        for future in self._role_waiters:
-            resolve(future)
-
-
-def _cannot_place(base: SnapshotBase) -> None:
-    raise RuntimeError(f"a driver without `place` was given the snapshot at entry {base.index}")
+        self._role_waiters.wake()

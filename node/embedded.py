@@ -30,6 +30,7 @@ from raftstorage.node.raft.membership import Member
 from raftstorage.node.raft.types import Config, Message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.sessions import SessionLimits, StorageService
+from raftstorage.node.threads import in_thread
 from raftstorage.node.versions import VERSIONS
 from raftstorage.proto import storage_pb2 as pb
 
@@ -70,23 +71,6 @@ class _Nobody:
     def send(self, message: Message) -> None: ...
     async def start(self) -> None: ...
     async def stop(self) -> None: ...
-
-
-async def in_thread(function: Callable[[], T]) -> T:
-    """Runs what may take long in a thread of its own; executors take nothing at the end of a process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            loop.call_soon_threadsafe(future.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(future.set_result, result)
-
-    threading.Thread(target=run, name="raftstorage-embedded", daemon=True).start()
-    return await future
 
 
 class EmbeddedNode:

@@ -84,3 +84,17 @@ def lost() -> pb.Event:
 
 def not_leader() -> pb.Event:
     return failed(pb.NOT_LEADER, "this node does not lead")
+
+
+def stale(tid: bytes, last: bytes) -> pb.Event:
+    """A given tid that is not above the last one."""
+    return failed(pb.STALE_TID, f"tid {tid.hex()} is not above {last.hex()}")
+
+
+def is_final(conflict: Conflict) -> bool:
+    """Whether no later state can be without it: serials only rise.
+
+    A serial below the expected one shows that this node lags: it was deposed and does not know yet. An earlier
+    attempt of the same commit may be committed elsewhere then, so that only the log may refuse it.
+    """
+    return conflict.serial > conflict.expected

@@ -186,3 +186,8 @@ class LogWriter:
         # A closed loop means that nobody is left to be told.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, argument)
+
+
+def cannot_place(base: SnapshotBase) -> None:
+    """For who takes no snapshots."""
+    raise RuntimeError(f"a driver without `place` was given the snapshot at entry {base.index}")

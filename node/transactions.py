@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from raftstorage.node.engine.api import Applied, Conflict, Engine
+from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.examination import Examination
 from raftstorage.node.failures import (
     CONFLICT_BYTES,
@@ -21,8 +21,10 @@ from raftstorage.node.failures import (
     conflict_failure,
     conflict_failures,
     failed,
+    is_final,
     lost,
     not_leader,
+    stale,
 )
 from raftstorage.node.oids import OidBlocks, Reply
 from raftstorage.node.parts import Parts
@@ -278,7 +280,7 @@ class Coordinator:
         """True when it has to wait."""
         if work.tid:
             if work.vote and work.tid <= self._last_assigned:
-                work.reply(_stale(work.tid, self._last_assigned))
+                work.reply(stale(work.tid, self._last_assigned))
                 return False
         else:
             examined = work.examination
@@ -288,7 +290,7 @@ class Coordinator:
                 failures = conflict_failures(found, self._engine, most)
                 work.reply(pb.Event(vote=pb.VoteReply(conflicts=failures)))
                 return False
-            final = next((conflict for conflict in found if _is_final(conflict)), None)
+            final = next((conflict for conflict in found if is_final(conflict)), None)
             if final is not None:
                 work.reply(pb.Event(failure=conflict_failure(final, self._engine)))
                 return False
@@ -322,7 +324,7 @@ class Coordinator:
     def _send(self, work: Work, reply: Reply) -> bool:
         """Proposes; False when it could not, and `reply` knows. A vote stays then, until its lease ends."""
         if work.tid and work.tid <= self._engine.last_tid:
-            reply(_stale(work.tid, self._engine.last_tid))
+            reply(stale(work.tid, self._engine.last_tid))
             return False
         tid = work.tid or max(
             timestamp_tid(self._wall_clock()), after(max(self._last_assigned, self._engine.last_tid))
@@ -360,7 +362,7 @@ class Coordinator:
         if outcome.conflicts:
             return pb.Event(failure=conflict_failure(outcome.conflicts[0], self._engine))
         if work.tid and work.tid <= self._engine.last_tid:
-            return _stale(work.tid, self._engine.last_tid)
+            return stale(work.tid, self._engine.last_tid)
         return failed(pb.INVALID, outcome.refused or "refused")
 
     def _drop(self, identity: bytes, answer: bool = True) -> list[bytes]:
@@ -394,16 +396,3 @@ def _examination(work: Work) -> Examination:
     if work.examination is None:
         raise AssertionError("it is examined no more")
     return work.examination
-
-
-def _is_final(conflict: Conflict) -> bool:
-    """Whether no later state can be without it: serials only rise.
-
-    A serial below the expected one shows that this node lags: it was deposed and does not know yet. An earlier
-    attempt of the same commit may be committed elsewhere then, so that only the log may refuse it.
-    """
-    return conflict.serial > conflict.expected
-
-
-def _stale(tid: bytes, last: bytes) -> pb.Event:
-    return failed(pb.STALE_TID, f"tid {tid.hex()} is not above {last.hex()}")

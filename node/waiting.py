@@ -98,6 +98,31 @@ class ReadWaiters:
             yield waiter
 
 
+class RoleWaiters:
+    """Who waits for the next change of role, term, leader or readiness; woken in the order they came."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[Waiter, None] = {}
+
+    async def wait(self) -> None:
+        """Returns at the next `wake`; raises what `fail` is given."""
+        waiter: Waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = None
+        try:
+            await waiter
+        finally:
+            self._waiters.pop(waiter, None)
+
+    def wake(self) -> None:
+        for waiter in self._waiters:
+            resolve(waiter)
+
+    def fail(self, error: Exception) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
 def resolve(waiter: Waiter) -> None:
     if not waiter.done():
         waiter.set_result(None)

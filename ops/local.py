@@ -14,12 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import overload
 
 from raftstorage.ops.child import PARENT_VARIABLE
+from raftstorage.ops.local_member import LocalMember
 from raftstorage.ops.ports import free_ports
 from raftstorage.ops.process import NodeProcess
 from raftstorage.ops.status import StatusClient, has_quorum, leader_of
@@ -31,18 +32,6 @@ _POLL_SECONDS = 0.05
 
 class ClusterError(Exception):
     """A cluster or one of its nodes did not do what it was told to."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """`node_id` 0: the cluster has not given it one yet. `founder`: was there from the beginning."""
-
-    node_id: int
-    port: int
-    metrics_port: int
-    founder: bool = True
-    learner: bool = False
-    gone: bool = False  # removed from the cluster; its place in the list stays, so that indexes do
 
 
 class LocalCluster:
@@ -204,7 +193,7 @@ class LocalCluster:
     def grow(self, *, learner: bool = False) -> int:
         """Starts another node, which joins; its index, once it serves. Unless `learner`, it asks for a vote."""
         port, metrics_port = free_ports(2)
-        self._members.append(_Member(0, port, metrics_port, founder=False, learner=learner))
+        self._members.append(LocalMember(0, port, metrics_port, founder=False, learner=learner))
         i = len(self._members) - 1
         self._client.add(self.address(i))
         self._spawn(i)
@@ -292,12 +281,12 @@ class LocalCluster:
 
     # ---- inside ----------------------------------------------------------------------------------------
 
-    def _load_or_create(self, nodes: int, base_port: int | None) -> tuple[str, list[_Member]]:
+    def _load_or_create(self, nodes: int, base_port: int | None) -> tuple[str, list[LocalMember]]:
         path = self.directory / "cluster.json"
         if path.exists():
             try:
                 state = json.loads(path.read_text())
-                members = [_Member(**member) for member in state["members"]]
+                members = [LocalMember(**member) for member in state["members"]]
                 cluster_id = str(state["cluster_id"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ClusterError(f"{path} is not a local cluster's description: {error}") from error
@@ -311,14 +300,14 @@ class LocalCluster:
         ports = free_ports(2 * nodes)
         if base_port is not None:
             ports[:nodes] = range(base_port, base_port + nodes)
-        members = [_Member(i + 1, ports[i], ports[nodes + i]) for i in range(nodes)]
+        members = [LocalMember(i + 1, ports[i], ports[nodes + i]) for i in range(nodes)]
         self._save_as(secrets.token_hex(16), members)
         return self._load_or_create(nodes, base_port)
 
     def _save(self) -> None:
         self._save_as(self._cluster_id, self._members)
 
-    def _save_as(self, cluster_id: str, members: list[_Member]) -> None:
+    def _save_as(self, cluster_id: str, members: list[LocalMember]) -> None:
         state = {"format": 1, "cluster_id": cluster_id, "members": [asdict(member) for member in members]}
         path = self.directory / "cluster.json"
         temporary = path.with_suffix(".new")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from raftstorage.node.raft.membership import MemberRole
+from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.standing import Standing
 from raftstorage.proto import storage_pb2 as pb
+from raftstorage.proto.versions import Range
 
 
 def leader_message(driver: Standing, level: int) -> pb.Leader:
@@ -20,4 +22,22 @@ def leader_message(driver: Standing, level: int) -> pb.Leader:
             for member in membership.members
         ],
         level=level,
+    )
+
+
+def welcome_message(
+    driver: Standing, cluster_id: str, limits: SessionLimits, speaks: Range, level: int
+) -> pb.Welcome:
+    """The answer to a Hello that fits; `speaks`: oldest and newest protocol version."""
+    return pb.Welcome(
+        protocol_version=speaks[1],
+        min_protocol_version=speaks[0],
+        level=level,
+        cluster_id=cluster_id,
+        node_id=driver.node_id,
+        last_tid=driver.engine.last_tid,
+        leader=leader_message(driver, level),
+        max_record_bytes=limits.max_record_bytes,
+        max_transaction_bytes=limits.max_transaction_bytes,
+        lease_ms=limits.lease_ms,
     )

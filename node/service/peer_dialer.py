@@ -132,3 +132,9 @@ class Dialer:
             log.error("the stream to peer %d ended by an error; dialling again", self.peer, exc_info=error)
             return True
         return trial.result()
+
+
+def report(task: asyncio.Task[None]) -> None:
+    """A done callback for a dialer's task."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a dialer ended: this is a bug", exc_info=error)

@@ -26,7 +26,7 @@ from raftstorage.node.admission import Amount
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.metrics import NodeMetrics
-from raftstorage.node.service.peer_dialer import Dialer
+from raftstorage.node.service.peer_dialer import Dialer, report
 from raftstorage.node.service.peer_hello import (
     REFUSAL_KEY,
     Greeter,
@@ -187,7 +187,7 @@ class PeerTransport(raft_pb2_grpc.PeersServicer):
         task = dialer.start()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_report)
+        task.add_done_callback(report)
 
     def _expel(self, node: int) -> None:
         del self._leaving[node]
@@ -395,8 +395,3 @@ def _tell(callback: Callable[[Any], None], what: object) -> None:
         callback(what)
     except Exception:
         log.exception("a callback failed")
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("a dialer ended: this is a bug", exc_info=error)

@@ -21,7 +21,7 @@ from raftstorage.node.raft.types import Entry, Role, RoleChange
 from raftstorage.node.service import queues
 from raftstorage.node.service.barriers import Barriers
 from raftstorage.node.service.gate import Gate, restored, weight
-from raftstorage.node.service.greeting import leader_message
+from raftstorage.node.service.greeting import leader_message, welcome_message
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
@@ -297,18 +297,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             return False
         session.read_only = hello.read_only
         session.after = hello.after_tid or self._engine.last_tid
-        welcome = pb.Welcome(
-            protocol_version=speaks[1],
-            min_protocol_version=speaks[0],
-            level=self._level(),
-            cluster_id=self._identity.cluster_id,
-            node_id=self._identity.node_id,
-            last_tid=self._engine.last_tid,
-            leader=self._leader(),
-            max_record_bytes=self._limits.max_record_bytes,
-            max_transaction_bytes=self._limits.max_transaction_bytes,
-            lease_ms=self._limits.lease_ms,
-        )
+        welcome = welcome_message(self._driver, self._identity.cluster_id, self._limits, speaks, self._level())
         term, leader = self._driver.term, self._driver.leader
         session.put(pb.Event(id=request.id, welcome=welcome))
         while session.after < self._engine.last_tid:
@@ -335,9 +324,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         if session.restores:
             answer.restores = restored(request, call)
         self._gate.begin(session, size, call)
-        self._dispatch(session, request, call, answer)
+        return self._dispatch(session, request, call, answer)
 
-    def _dispatch(self, session: ClientSession, request: pb.Request, call: str, answer: Answer) -> None:
+    def _dispatch(
+        self, session: ClientSession, request: pb.Request, call: str, answer: Answer
+    ) -> asyncio.Future[None] | None:
         try:
             problem = check_request(request)
             if problem is not None:

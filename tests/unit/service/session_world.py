@@ -41,6 +41,7 @@ class FakeDriver:
         self.on_ready: list[Callable[[], None]] = []
         self.on_membership: list[Callable[..., None]] = []
         self.on_installed: list[Callable[[], None]] = []
+        self.node_id = 1
         self.membership = Membership.initial({1: "one:1", 2: "two:2"})
         self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
         self.held = False
