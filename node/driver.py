@@ -42,7 +42,6 @@ __all__ = ["Driver", "LeadershipLost"]
 log = logging.getLogger(__name__)
 
 AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
-RoleListener = Callable[[RoleChange], None]
 
 
 class Driver(Standing):
@@ -75,7 +74,7 @@ class Driver(Standing):
         self.engine = engine
         #: Called on the loop right after apply, before anything else can run there.
         self.on_applied: list[AppliedListener] = []
-        self.on_role: list[RoleListener] = []
+        self.on_role: list[Callable[[RoleChange], None]] = []
         #: Called when this node leads and has applied its own no-op.
         self.on_ready: list[Callable[[], None]] = []
         #: Called when the effective membership has changed, committed or not.
