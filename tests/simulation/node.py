@@ -47,7 +47,7 @@ DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
 KILLED = 137
 #: A log of these many bytes is kept; a run draws one. The smallest leaves hardly anything to catch up from.
-KEEP_BYTES = (1 << 10, 8 << 10, 64 << 10)
+KEEP_BYTES = (1 << 10, 1 << 10, 8 << 10, 64 << 10)
 CUT_SECONDS = 0.5
 
 
@@ -415,7 +415,7 @@ class SimNode:
         log = getattr(self, "wal", None)
         if log is None or log.last_index() < entry.index:
             return False
-        return log.base[0] >= entry.index or log.term(entry.index) == entry.term
+        return bool(log.base[0] >= entry.index or log.term(entry.index) == entry.term)
 
     def disk_delay(self) -> float:
         return self._fault_rng.uniform(*self.disk_seconds)
