@@ -56,6 +56,7 @@ SNAPSHOT_POINTS = (
     "before fetch",
     "after fetch",
     "before database switch",
+    "before database switch",
     "after database switch",
     "after database switch",
     "after log reset",
@@ -86,7 +87,7 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     """The faults of one run, in time order. Each run has its own rate and mix, of kinds in `only` if given."""
     kinds = sorted(only or [*KINDS, *SCENES])
     mix = rng.sample(kinds, rng.randrange(1, len(kinds) + 1))
-    weights = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
+    weights: list[float] = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
     if not only and rng.random() < 0.5:  # in every second run the members change, and nodes fall far behind
         weights += [sum(weights) / 6] * len(CHANGING)
         mix += CHANGING
@@ -236,6 +237,14 @@ def _grow_and_cut(rng: random.Random, at: float, nodes: Sequence[int]) -> list[F
     seconds = rng.uniform(0.5, 3.0)
     kind = rng.choice(("split", "split", "part", "silence", "isolate", "kill"))
     gone = Fault(meanwhile, kind, (LEADER,), seconds, _some_clients(rng) if kind in ("split", "silence") else "")
+    if len(nodes) > 2 and rng.random() < 0.35:  # who came may be with the leader, on the side of the few
+        founders = tuple(sorted(rng.sample(list(nodes), len(nodes) // 2 + 1)))
+        gone = Fault(meanwhile, "split", founders, seconds, _some_clients(rng))
+    if rng.random() < 0.3:  # an operator who does not wait
+        changes += [
+            Fault(meanwhile + rng.uniform(0.0, 0.2), MEMBERSHIP, (LEADER,), 0.0, what, rng.randrange(60))
+            for what in ("promote", "remove", "remove")
+        ]
     scene = [*changes, gone, Fault(meanwhile, "crowd the elections of", (), seconds)]
     if rng.random() < 0.3:
         scene.append(Fault(at, "slow the disk of", (), rng.uniform(1.0, 3.0), number=rng.choice((0.05, 0.3))))
