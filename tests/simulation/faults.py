@@ -253,11 +253,11 @@ def _grow_and_cut(rng: random.Random, at: float, nodes: Sequence[int]) -> list[F
 
 def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
     """A node is away while the others write and cut their logs; it may crash when it gets a snapshot."""
-    node = (rng.choice(nodes),) if rng.random() < 0.8 else (LEADER,)
+    node = (rng.choice(nodes),) if rng.random() < 0.65 else (LEADER,)
     seconds = rng.uniform(1.0, 3.0)
     back = at + seconds
-    away = rng.choice(("isolate", "isolate", "part", "kill", "cut the power of"))
-    scene = [Fault(at, away, node, seconds)]
+    away = rng.choice(("split", "isolate", "part", "kill", "cut the power of"))
+    scene = [Fault(at, away, node, seconds, _some_clients(rng) if away == "split" else "")]
     if rng.random() < 0.6:
         point = rng.choice(SNAPSHOT_POINTS)
         whom = (LEADER,) if "checkpoint" in point else node
@@ -267,10 +267,11 @@ def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fa
     if rng.random() < 0.4:
         slow = Fault(back - 0.2, "slow the disk of", node, rng.uniform(0.5, 2.0), number=rng.choice((0.05, 0.3)))
         scene.append(slow)
-    if rng.random() < 0.4:
-        gone = rng.choice(("kill", "isolate", "cut the power of"))
-        again = node if rng.random() < 0.5 else (LEADER,)
-        scene.append(Fault(back + rng.uniform(0.05, 0.5), gone, again, rng.uniform(0.05, 1.0)))
+    if rng.random() < 0.5:
+        gone = rng.choice(("kill", "isolate", "pause", "pause", "cut the power of"))
+        again = node if rng.random() < 0.3 else (LEADER,)
+        when, down = back + rng.uniform(0.05, 0.5), rng.uniform(0.05, 2.0)
+        scene += [Fault(when, gone, again, down), Fault(when, "crowd the elections of", (), down)]
     return scene
 
 
