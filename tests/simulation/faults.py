@@ -49,6 +49,18 @@ CRASH_POINTS = (
     "after database switch",
     "after log reset",
 )
+#: Those that a snapshot passes, on its way to a node that was left behind.
+SNAPSHOT_POINTS = (
+    "before checkpoint",
+    "after checkpoint",
+    "before fetch",
+    "after fetch",
+    "before database switch",
+    "before database switch",
+    "after database switch",
+    "after database switch",
+    "after log reset",
+)
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
@@ -75,10 +87,13 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     """The faults of one run, in time order. Each run has its own rate and mix, of kinds in `only` if given."""
     kinds = sorted(only or [*KINDS, *SCENES])
     mix = rng.sample(kinds, rng.randrange(1, len(kinds) + 1))
-    weights = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
+    weights: list[float] = [rng.choice((1, 1, 5)) * (2 if kind in SCENES else 1) for kind in mix]
+    if not only and rng.random() < 0.5:  # in every second run the members change, and nodes fall far behind
+        weights += [sum(weights) / 6] * len(CHANGING)
+        mix += CHANGING
     rate = rng.choice((0.3, 0.7, 1.5, 3.0))
     spared = rng.sample(list(nodes), len(nodes) // 2 + 1)  # a majority keeps what its disks hold
-    if "membership" in mix:  # who is a majority later on cannot be known here
+    if not CHANGING_KINDS.isdisjoint(mix):  # who is a majority later on cannot be known here
         spared = list(nodes)
     found: list[Fault] = []
     at = 0.0
@@ -201,11 +216,75 @@ def _stale_leader(rng: random.Random, at: float, nodes: Sequence[int]) -> list[F
     return [away, Fault(at, "crowd the elections of", (), seconds)]
 
 
+def _grow_and_cut(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """A node comes, has caught up, and the leader is cut off, or is gone, while the voters change."""
+    changes = [Fault(at, MEMBERSHIP, (LEADER,), 0.0, "let in", 0)]
+    changes += [
+        Fault(
+            at + after,
+            MEMBERSHIP,
+            (LEADER,),
+            0.0,
+            rng.choice(("promote", "promote", "replace")),
+            rng.randrange(60),
+        )
+        for after in (rng.uniform(0.3, 0.6), rng.uniform(0.7, 1.2))
+    ]
+    if rng.random() < 0.7:
+        what = rng.choice(("demote", "remove", "remove"))
+        changes.append(Fault(at + rng.uniform(1.2, 2.0), MEMBERSHIP, (LEADER,), 0.0, what, rng.randrange(60)))
+    meanwhile = rng.choice(changes[1:]).at + rng.uniform(0.0, 0.02)
+    seconds = rng.uniform(0.5, 3.0)
+    kind = rng.choice(("split", "split", "part", "silence", "isolate", "kill"))
+    gone = Fault(meanwhile, kind, (LEADER,), seconds, _some_clients(rng) if kind in ("split", "silence") else "")
+    if len(nodes) > 2 and rng.random() < 0.35:  # who came may be with the leader, on the side of the few
+        founders = tuple(sorted(rng.sample(list(nodes), len(nodes) // 2 + 1)))
+        gone = Fault(meanwhile, "split", founders, seconds, _some_clients(rng))
+    if rng.random() < 0.3:  # an operator who does not wait
+        changes += [
+            Fault(meanwhile + rng.uniform(0.0, 0.2), MEMBERSHIP, (LEADER,), 0.0, what, rng.randrange(60))
+            for what in ("promote", "remove", "remove")
+        ]
+    scene = [*changes, gone, Fault(meanwhile, "crowd the elections of", (), seconds)]
+    if rng.random() < 0.3:
+        scene.append(Fault(at, "slow the disk of", (), rng.uniform(1.0, 3.0), number=rng.choice((0.05, 0.3))))
+    return scene
+
+
+def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """A node is away while the others write and cut their logs; it may crash when it gets a snapshot."""
+    node = (rng.choice(nodes),) if rng.random() < 0.65 else (LEADER,)
+    seconds = rng.uniform(1.0, 3.0)
+    back = at + seconds
+    away = rng.choice(("split", "isolate", "part", "kill", "cut the power of"))
+    scene = [Fault(at, away, node, seconds, _some_clients(rng) if away == "split" else "")]
+    if rng.random() < 0.6:
+        point = rng.choice(SNAPSHOT_POINTS)
+        whom = (LEADER,) if "checkpoint" in point else node
+        kind = rng.choice(("kill", "cut the power of"))
+        down = rng.choice((0.002, 0.2, 1.0)) * rng.uniform(0.5, 1.5)
+        scene.append(Fault(back, f"{kind} at a point", whom, down, point))
+    if rng.random() < 0.4:
+        slow = Fault(back - 0.2, "slow the disk of", node, rng.uniform(0.5, 2.0), number=rng.choice((0.05, 0.3)))
+        scene.append(slow)
+    if rng.random() < 0.5:
+        gone = rng.choice(("kill", "isolate", "pause", "pause", "cut the power of"))
+        again = node if rng.random() < 0.3 else (LEADER,)
+        when, down = back + rng.uniform(0.05, 0.5), rng.uniform(0.05, 2.0)
+        scene += [Fault(when, gone, again, down), Fault(when, "crowd the elections of", (), down)]
+    return scene
+
+
 SCENES: dict[str, Callable[[random.Random, float, Sequence[int]], list[Fault]]] = {
     "slow then cut": _slow_then_cut,
     "contest": _contest,
     "stale leader": _stale_leader,
+    "grow and cut": _grow_and_cut,
+    "left behind": _left_behind,
 }
+#: What changes the membership, and what has nodes need snapshots.
+CHANGING = ("membership", "grow and cut", "left behind")
+CHANGING_KINDS = frozenset({"membership", "grow and cut"})
 
 
 class Breaker:

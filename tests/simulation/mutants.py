@@ -15,15 +15,17 @@ from unittest import mock
 from raftstorage.client.cluster import policy, refusals
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.replicas import Replicas
-from raftstorage.node import transactions
+from raftstorage.node import durable, transactions
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.engine.state import StateMachine
+from raftstorage.node.members import Members
 from raftstorage.node.oids import OidBlocks
-from raftstorage.node.raft.types import Entry, HardState
+from raftstorage.node.raft.types import Entry, HardState, Role, SnapshotBase
 from raftstorage.node.service.reads import Reads
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.sessions import StorageService
+from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.tids import timestamp_tid
 from raftstorage.node.transactions import Coordinator
 from raftstorage.node.wal import Wal, recovery
@@ -32,6 +34,8 @@ from raftstorage.node.wal.segment import Segment
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation.disk import SimFiles
+from tests.simulation.node import SimNode
+from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
 
 Mutant = Callable[[], AbstractContextManager[object]]
@@ -94,6 +98,81 @@ def cuts_damage_like_a_torn_tail() -> AbstractContextManager[object]:
 
 def trusts_what_it_reads_back() -> AbstractContextManager[object]:
     return patched(recovery.Recovery, "_secure", lambda self, segment, data: None)
+
+
+# ---- membership --------------------------------------------------------------------------------------
+
+
+def begins_a_second_change() -> AbstractContextManager[object]:
+    """The core's mistake, and the leader's own queue of changes does not hide it."""
+
+    async def settled(self: Members) -> None:
+        return
+
+    return changes.together(changes.begins_a_second_change(), patched(Members, "_settled", settled))
+
+
+# ---- snapshots and the log's front -------------------------------------------------------------------
+
+
+def cuts_the_log_ahead_of_the_database() -> AbstractContextManager[object]:
+    """What is applied counts as on disk."""
+    return patched(StateMachine, "durable_index", property(lambda self: self.applied_index))
+
+
+def resets_the_log_before_the_database_switch() -> AbstractContextManager[object]:
+    """`SimNode._place` as `healing.placer` with its two steps in the wrong order."""
+
+    def place(self: SimNode, base: SnapshotBase) -> None:
+        self.wal.reset(base.index, base.term)
+        self.point("before database switch")
+        self.installed = Installed(folder_name(base.index, base.term), base.index, base.term)
+        self.point("after database switch")
+
+    return patched(SimNode, "_place", place)
+
+
+def does_not_finish_an_installation() -> AbstractContextManager[object]:
+    """A start takes the log as it is, when a crash fell between the database switch and the log's reset."""
+    return patched(durable, "_holds", lambda wal, index, term: True)
+
+
+def forgets_the_snapshots_term() -> AbstractContextManager[object]:
+    """The log begins behind the snapshot as if its last entry were of the first term."""
+    return patched(StateMachine, "applied_term", property(lambda self: 1))
+
+
+def cuts_the_log_without_a_base() -> AbstractContextManager[object]:
+    """Entries go, and nothing on disk says that a state covers them."""
+
+    def write_base(self: Wal, index: int) -> None:
+        if self._base[0] < index <= self.last_index():
+            self._base = (index, self.term(index))
+
+    return patched(Wal, "write_base", write_base)
+
+
+def cleans_more_than_was_forgotten() -> AbstractContextManager[object]:
+    """The newest whole segment goes too, in which there may be entries that are needed."""
+    original = Wal.forget
+
+    def forget(self: Wal, index: int) -> None:
+        original(self, index)
+        self._unread = self._current.sequence
+
+    return patched(Wal, "forget", forget)
+
+
+def installs_before_it_is_written() -> AbstractContextManager[object]:
+    """The snapshot's database is the node's before its log knows."""
+    original = Driver.install
+
+    async def install(self: Driver, store: Any, base: SnapshotBase) -> Any:
+        if base.index > self.commit_index and self._installing is None and self._core.role is not Role.LEADER:
+            self.engine.adopt(store)
+        return await original(self, store, base)
+
+    return patched(Driver, "install", install)
 
 
 # ---- the state machine -------------------------------------------------------------------------------
@@ -280,6 +359,21 @@ def believes_every_stream() -> AbstractContextManager[object]:
 MUTANTS: list[Mutant] = [
     *core.MUTANTS,
     core.commits_older_terms,
+    begins_a_second_change,
+    *(mutant for mutant in changes.CHANGE_MUTANTS if mutant is not changes.begins_a_second_change),
+    changes.changes_voters_in_one_step,
+    changes.elects_with_one_majority_while_joint,
+    changes.leaves_joint_before_it_is_committed,
+    changes.keeps_a_membership_that_is_cut_off,
+    changes.applies_behind_a_snapshot_that_is_not_written,
+    changes.takes_an_old_write_for_a_restored_log,
+    cuts_the_log_ahead_of_the_database,
+    resets_the_log_before_the_database_switch,
+    does_not_finish_an_installation,
+    forgets_the_snapshots_term,
+    cuts_the_log_without_a_base,
+    cleans_more_than_was_forgotten,
+    installs_before_it_is_written,
     forgets_its_vote,
     does_not_sync_votes,
     never_syncs,
@@ -308,6 +402,24 @@ MUTANTS: list[Mutant] = [
 
 #: Faults that bring about what a mutant needs to show. With all kinds of faults these take some hundred seeds.
 FOCUS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((mutant.__name__ for mutant in changes.CHANGE_MUTANTS), ("grow and cut",)),
+    "changes_voters_in_one_step": ("grow and cut",),
+    "elects_with_one_majority_while_joint": ("grow and cut",),
+    "leaves_joint_before_it_is_committed": ("grow and cut",),
+    "keeps_a_membership_that_is_cut_off": ("grow and cut",),
+    "installs_a_stale_snapshot": ("left behind",),
+    "acknowledges_a_snapshot_before_it_is_written": ("left behind",),
+    "keeps_a_log_that_the_snapshot_contradicts": ("left behind", "slow then cut"),
+    "forgets_a_snapshots_membership": ("grow and cut", "left behind"),
+    "applies_behind_a_snapshot_that_is_not_written": ("left behind",),
+    "takes_an_old_write_for_a_restored_log": ("left behind", "slow disk"),
+    "cuts_the_log_ahead_of_the_database": ("kill", "left behind"),
+    "resets_the_log_before_the_database_switch": ("left behind",),
+    "does_not_finish_an_installation": ("left behind",),
+    "forgets_the_snapshots_term": ("left behind",),
+    "cuts_the_log_without_a_base": ("kill", "left behind"),
+    "cleans_more_than_was_forgotten": ("kill", "left behind"),
+    "installs_before_it_is_written": ("left behind",),
     "commits_older_terms": ("slow then cut",),
     "forgets_its_vote": ("contest",),
     "forgets_who_was_away": ("split", "reset"),

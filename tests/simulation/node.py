@@ -46,8 +46,8 @@ from tests.simulation.world import Exit, SimLoop, World
 DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
 KILLED = 137
-#: A log of these many bytes is kept; a run draws one. The smallest leaves hardly anything to catch up from.
-KEEP_BYTES = (1 << 10, 8 << 10, 64 << 10)
+#: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
+KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
 
 
@@ -273,7 +273,7 @@ class SimNode:
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
-        self._keep_bytes = world.random("keep").choice(KEEP_BYTES)
+        self._keep_bytes = world.random(f"keep {node_id}").choice(KEEP_BYTES)
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
@@ -415,7 +415,7 @@ class SimNode:
         log = getattr(self, "wal", None)
         if log is None or log.last_index() < entry.index:
             return False
-        return log.base[0] >= entry.index or log.term(entry.index) == entry.term
+        return bool(log.base[0] >= entry.index or log.term(entry.index) == entry.term)
 
     def disk_delay(self) -> float:
         return self._fault_rng.uniform(*self.disk_seconds)

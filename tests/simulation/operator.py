@@ -61,6 +61,10 @@ class Operator:
         self.changes += 1
         if isinstance(outcome, tuple):
             member = outcome[0]
-            if member.node_id not in self._nodes:
-                self._new_node(member.node_id)
+            # Not in here, where the leader's loop is the one that runs.
+            self._world.after(0.0, lambda: self._begin(member.node_id))
         self._world.say(f"{leader.name} has changed the members")
+
+    def _begin(self, node_id: int) -> None:
+        if node_id not in self._nodes:
+            self._new_node(node_id)

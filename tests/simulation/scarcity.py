@@ -18,7 +18,10 @@ PLENTY = Bounds()
 
 
 class Scarcity:
-    """`begin` before the nodes start; `end` when all faults are over. Few bounds stay for the whole run."""
+    """`begin` before the nodes start, `strike` when there is work; `end` when all faults are over.
+
+    Few bounds stay for the whole run.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -26,7 +29,7 @@ class Scarcity:
         self._over = False
         self.strikes = self._rng.random() < 0.5
 
-    def begin(self, nodes: Mapping[int, SimNode], seconds: float) -> None:
+    def begin(self, nodes: Mapping[int, SimNode]) -> None:
         if not self.strikes:
             return
         rng = self._rng
@@ -36,6 +39,12 @@ class Scarcity:
         bounds = Bounds(new, rng.choice((new, Amount(2 * few, 2 * size))), Amount(rng.choice((1, 2, 20)), 1 << 20))
         for node in nodes.values():
             node.bounds = rng.choice((bounds, bounds, PLENTY))
+
+    def strike(self, nodes: Mapping[int, SimNode], seconds: float) -> None:
+        """Disks are full from now on, at times."""
+        if not self.strikes:
+            return
+        rng = self._rng
         at = 0.0
         while (at := at + rng.expovariate(1.0)) < seconds:
             node, room = nodes[rng.choice(list(nodes))], rng.choice((Room.LOW, Room.NONE))

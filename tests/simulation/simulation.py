@@ -147,7 +147,7 @@ class Simulation:
 
     def _run(self) -> None:
         world, plan = self.world, self.plan
-        self.scarcity.begin(self.nodes, plan.seconds)
+        self.scarcity.begin(self.nodes)
         for node in self.nodes.values():
             node.start()
         first = self.workloads[0]
@@ -155,6 +155,7 @@ class Simulation:
         for workload, client in zip(self.workloads, self.clients, strict=True):
             client.loop.call_soon(client.loop.create_task, workload.run())
         self.network.weather = plan.weather
+        self.scarcity.strike(self.nodes, plan.seconds)
         self.breaker.plan(plan.faults)
         world.run(world.now + plan.seconds)
         world.say("-- peace")

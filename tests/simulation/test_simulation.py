@@ -77,6 +77,7 @@ def test_every_promise_holds_in_a_thousand_runs(campaign: Campaign) -> None:
     assert [point for point in CRASH_POINTS if not struck[point]] == [], "every crash point was struck"
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
+    assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
 
 
 @pytest.mark.timeout(600)
