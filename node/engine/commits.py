@@ -117,6 +117,7 @@ class Commits(Reading):
             if len(identity) != 16 or len(tid) != 8:
                 return Applied(index, identity, refused="a fragment of a bad transaction id or tid")
             staging = self._staging = Staging(identity, tid, index)
+        tid = staging.tid
         staging.count += 1
         oids: tuple[bytes, ...] = ()
         if not staging.refused:

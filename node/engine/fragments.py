@@ -80,7 +80,8 @@ class Staging:
         kind = command.WhichOneof("kind")
         if kind == "fragment":
             part = command.fragment
-            return (part.transaction_id, part.tid, part.number) == (self.identity, self.tid, self.count)
+            same = part.tid in (b"", self.tid)  # all but the first are made before the tid is chosen
+            return same and (part.transaction_id, part.number) == (self.identity, self.count)
         commit = command.commit
         return kind == "commit" and (commit.transaction_id, commit.tid, commit.fragments) == (
             self.identity,
