@@ -120,7 +120,9 @@ def test_who_is_added_must_answer_and_be_empty(three: LocalCluster, single: Loca
         assert (status, f"{address} does not answer" in said) == (1, True), said
         with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
             address = f"127.0.0.1:{server.getsockname()[1]}"
-            status, said = raftstorage("member", "add", address, "--addresses", three.addresses, "--timeout", "3")[::2]
+            status, said = raftstorage("member", "add", address, "--addresses", three.addresses, "--timeout", "3")[
+                ::2
+            ]
             assert (status, len(said.splitlines())) == (1, 1), said
         status, said = member(three, "add", three.address(1))
         assert (status, "node 2 of cluster" in said, "already" in said) == (1, True, True), said
@@ -168,15 +170,15 @@ def test_a_second_directory_does_not_become_a_member_that_lives(three: LocalClus
         assert three.is_running(victim)
 
 
-def test_a_second_directory_does_not_become_a_member_that_died(cluster: LocalCluster, disk_directory: Path) -> None:
+def test_a_second_directory_does_not_become_a_member_that_died(
+    cluster: LocalCluster, disk_directory: Path
+) -> None:
     settled(cluster)
     victim = (cluster.leader(timeout=SECONDS) + 1) % 3
     cluster.kill(victim)
     with (
         nothing_changed(cluster),
-        claim(
-            cluster, cluster.node_id(victim), disk_directory / "second", listen=cluster.address(victim)
-        ) as node,
+        claim(cluster, cluster.node_id(victim), disk_directory / "second", listen=cluster.address(victim)) as node,
     ):
         status, line = node.ended()
         assert status == 5
@@ -206,9 +208,7 @@ def test_a_node_of_another_cluster_is_kept_out(
         )
 
 
-def test_a_directory_of_another_cluster_is_not_joined_with(
-    three: LocalCluster, disk_directory: Path
-) -> None:
+def test_a_directory_of_another_cluster_is_not_joined_with(three: LocalCluster, disk_directory: Path) -> None:
     directory = disk_directory / "node"
     with Serving(directory, "--listen", free_address()) as node:
         node.serves()
@@ -216,7 +216,9 @@ def test_a_directory_of_another_cluster_is_not_joined_with(
     before = (directory / "node.json").read_bytes()
     with (
         nothing_changed(three),
-        Serving(directory, "--listen", free_address(), "--join", three.address(0), "--cluster-id", "1" * 32) as node,
+        Serving(
+            directory, "--listen", free_address(), "--join", three.address(0), "--cluster-id", "1" * 32
+        ) as node,
     ):
         status, line = node.ended()
         assert (status, "belongs to cluster" in line) == (5, True), line
