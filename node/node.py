@@ -364,7 +364,7 @@ class Node:
     async def stop(self) -> None:
         """Hands leadership over if it can, ends the sessions, and leaves everything durable."""
         await self._server.announce_stop()
-        if self.driver.role is Role.LEADER and len(self.driver.membership.voters) > 1:
+        if self.driver.role is Role.LEADER and self.driver.membership.voters - {self.identity.node_id}:
             try:
                 await self.driver.transfer_leader(0, timeout=HANDOVER_SECONDS)
             except (TimeoutError, NotLeader, LeadershipLost) as error:

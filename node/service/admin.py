@@ -123,7 +123,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: pb.TransferLeaderRequest, context: Any
     ) -> pb.TransferLeaderReply:
         with _statuses() as refusal:
-            return pb.TransferLeaderReply(leader_id=await self._driver.transfer_leader(request.to_node))
+            leader = await self._driver.transfer_leader(request.to_node)
+            if not leader:
+                raise LeadershipLost("this node was removed and does not lead any more; who does it is not told")
+            return pb.TransferLeaderReply(leader_id=leader)
         await refusal.abort(context)
         raise AssertionError("abort returned")
 

@@ -36,7 +36,7 @@ PASSING = (
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = SECONDS, interval: float = 0.05) -> Any:
-    """The first true value; AssertionError after `seconds`. What a cluster cannot answer just now is asked again."""
+    """The first true value; AssertionError after `seconds`. What a cluster cannot answer yet is asked again."""
     deadline = time.monotonic() + seconds
     value: Any = None
     while True:
@@ -188,7 +188,7 @@ class Serving:
 
 
 class Readers:
-    """Threads that read linearizably: what was acknowledged before a read began is there, and nothing goes back."""
+    """Threads that read linearizably: what was acknowledged before a read is there, and nothing goes back."""
 
     def __init__(self, count: int, addresses: str, latest: Callable[[], list[tuple[str, bytes, bytes]]]) -> None:
         self.reads = 0

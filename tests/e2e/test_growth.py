@@ -407,8 +407,8 @@ def test_a_member_that_speaks_another_protocol_is_kept_out_and_told_of(
         leader = cluster.leader(timeout=SECONDS)
         for i in (new, leader):
             wait_for(
-                lambda i=i: any("speaks protocol 9" in each for each in cluster.status(i).problems),
-                "the problem to be told",
+                lambda i=i: any("protocol 9" in each for each in cluster.status(i).problems),
+                f"node {i + 1} to tell of it",
             )
         assert cluster.status(new).last_index <= last
     cluster.kill(new)
