@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import signal
@@ -292,8 +293,8 @@ def test_a_learner_serves_reads_and_counts_for_no_quorum(
         assert everywhere.loadBefore(oid, maxtid) == (data, tid, None)
 
     leader = cluster.leader(timeout=SECONDS)
-    told = next(peer for peer in cluster.status(leader).peers if peer.node_id == node)
-    assert (told.member_role, told.connected) == ("learner", True)
+    peer = next(peer for peer in cluster.status(leader).peers if peer.node_id == node)
+    assert (peer.member_role, peer.connected) == ("learner", True)
     wait_for(
         lambda: any(
             name == "raftstorage_node_follower_lag_entries" and labels.get("peer") == str(node)
@@ -315,6 +316,11 @@ def test_a_learner_serves_reads_and_counts_for_no_quorum(
         ),
         "the lag to be among the metrics",
     )
+    _, out, _ = raftstorage("status", "--json", "--addresses", cluster.addresses)
+    nodes = {each["address"]: each for each in json.loads(out)["nodes"]}
+    told = next(each for each in nodes[cluster.address(leader)]["peers"] if each["node_id"] == node)
+    assert told["member_role"] == "learner"
+    assert told["lag_entries"] >= 1
     cluster.resume(learner)
 
     # Three voters: one may fail. With two down the learner makes no majority.
