@@ -129,7 +129,7 @@ def test_a_node_whose_directory_was_deleted_is_healed_in_its_old_place(
 
 def filled(storage: Any, commit: Callable[..., bytes], mib: int) -> dict[bytes, tuple[bytes, bytes]]:
     """Commits so much that does not compress; {oid: (data, tid)}."""
-    written = {}
+    written: dict[bytes, tuple[bytes, bytes]] = {}
     for _ in range(mib):
         oids = [storage.new_oid() for _ in range(8)]
         data = {oid: secrets.token_bytes(MIB // 8) for oid in oids}
@@ -460,8 +460,8 @@ def test_an_embedded_database_is_served_and_grows_to_three(
         one.popen.kill()
         one.popen.wait()
         other = open_storage(addresses[2])
+        eventually(lambda: other.lastTransaction() >= tid2, "the commit to be seen")
         for each, data, at in ((oid, b"embedded", tid), (oid2, b"served by three", tid2)):
-            eventually(lambda at=at: other.lastTransaction() >= at, "the commit to be seen")
             assert other.loadBefore(each, maxtid) == (data, at, None)
         oid3, tid3 = commit_new(other, b"two are left")
         assert client.loadBefore(oid3, maxtid) == (b"two are left", tid3, None)
