@@ -251,6 +251,7 @@ class Driver(Standing):
     async def transfer_leader(self, to_node: int = 0, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Hands leadership to `to_node` (0: the voter that is furthest); returns the new leader's id.
 
+        0: somebody else was called on to lead, and this node is no voter any more, so that it may never hear who.
         NotLeader; LookupError: no such voter; TimeoutError: nobody took over within `timeout` seconds (default:
         two election timeouts).
         """
@@ -269,6 +270,8 @@ class Driver(Standing):
         self._schedule()
         async with asyncio.timeout(timeout):
             while self.leader in (0, self.node_id):
+                if self.role is not Role.LEADER and not self.membership.has_vote(self.node_id):
+                    return 0
                 await self.wait_role()
         return self.leader
 

@@ -60,7 +60,9 @@ async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versi
         own = options.advertised
         if own.endswith(":0"):
             own = f"{own.rpartition(':')[0]}:{port}"
-        identity = await join(directory, addresses, own, vote=not learner, versions=versions)
+        identity = await join(
+            directory, addresses, own, vote=not learner, versions=versions, patience=options.join_seconds
+        )
         room.joined(identity.node_id)
         return identity
     except JoinError as error:

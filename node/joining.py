@@ -19,8 +19,6 @@ from raftstorage.proto import admin_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-#: How long an empty node asks for before it gives up, in seconds.
-JOIN_SECONDS = 60.0
 CALL_SECONDS = 5.0
 BACKOFF_SECONDS = (0.1, 2.0)
 #: Answers that another try will not change.
@@ -54,7 +52,7 @@ async def join(
     *,
     vote: bool,
     versions: Versions,
-    patience: float = JOIN_SECONDS,
+    patience: float,
 ) -> NodeIdentity:
     """Asks the cluster that `addresses` are of until it lets this node in; writes and returns what it is then.
 

@@ -107,6 +107,7 @@ def _run(
     disk_reserve_bytes: Annotated[
         int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
     ] = 0,
+    join_seconds: Annotated[float, typer.Option(help="With --join: how long it asks before it gives up.")] = 60.0,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
@@ -141,6 +142,7 @@ def _run(
         log_keep_seconds,
         snapshot_mib_per_second * MIB,
         disk_reserve_bytes,
+        join_seconds,
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

@@ -132,7 +132,7 @@ class Members:
     async def promote(self, node_id: int, replaces: int = 0) -> Membership:
         """Gives a learner that has caught up a vote, in the place of the member `replaces` (0: nobody)."""
         member = self._known(node_id)
-        gone = frozenset({replaces} if replaces and replaces in self.membership.ids else ())
+        gone = frozenset({self._known(replaces).node_id} if replaces else ())
         if member.role is MemberRole.VOTER and not gone:
             return self.membership
         self.check_near(node_id)

@@ -25,7 +25,7 @@ from raftstorage.node.identity import DirectoryError, NodeDirectory
 from raftstorage.node.leadership import Leadership
 from raftstorage.node.members import Members
 from raftstorage.node.options import NodeOptions, split_address
-from raftstorage.node.raft.membership import Member
+from raftstorage.node.raft.membership import Member, Membership
 from raftstorage.node.raft.types import Config, Message, NotLeader, Role, RoleChange
 from raftstorage.node.service.admin import AdminService, Insights
 from raftstorage.node.service.metrics import NodeMetrics
@@ -154,6 +154,8 @@ class Node:
             fatal=self._fatal,
             observer=self.metrics,
         )
+        self._check_level(driver.membership.level)
+        driver.on_membership.append(self._level_changed)
         self.metrics.watch(driver, identity)
         peers.update(driver.membership.addresses)
         driver.on_membership.append(lambda membership: peers.update(membership.addresses))
@@ -211,6 +213,22 @@ class Node:
         wishes = Wishes(driver, directory)
         for work in (compactor.run(), self._leadership.run(), wishes.run()):
             self._keep(work, close)
+
+    def _check_level(self, level: int) -> None:
+        """DirectoryError: the log and the database may hold what this software does not know."""
+        if not self.versions.oldest_level <= level <= self.versions.level:
+            age = "old" if level > self.versions.level else "new"
+            raise DirectoryError(
+                f"{self.options.directory} is of a cluster of feature level {level}, and this software "
+                f"({self.versions.software}) is too {age} for it: it knows levels {self.versions.oldest_level} to "
+                f"{self.versions.level}"
+            )
+
+    def _level_changed(self, membership: Membership) -> None:
+        try:
+            self._check_level(membership.level)
+        except DirectoryError as error:
+            self._fatal(error)
 
     def _keep(self, work: Coroutine[Any, Any, None], close: AsyncExitStack) -> None:
         """Runs until this node stops. Its failure is this node's."""
@@ -346,7 +364,7 @@ class Node:
     async def stop(self) -> None:
         """Hands leadership over if it can, ends the sessions, and leaves everything durable."""
         await self._server.announce_stop()
-        if self.driver.role is Role.LEADER and len(self.driver.membership.voters) > 1:
+        if self.driver.role is Role.LEADER and self.driver.membership.voters - {self.identity.node_id}:
             try:
                 await self.driver.transfer_leader(0, timeout=HANDOVER_SECONDS)
             except (TimeoutError, NotLeader, LeadershipLost) as error:

@@ -28,6 +28,7 @@ class NodeOptions:
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
     `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it
     waits until it is added instead. `alone`: an empty directory becomes a cluster of one.
+    `join_seconds`: how long it asks to be let in before it gives up.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
@@ -59,6 +60,7 @@ class NodeOptions:
     log_keep_seconds: int = 86_400
     snapshot_bytes_per_second: int = 64 * MIB
     disk_reserve_bytes: int = 0
+    join_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -105,6 +107,8 @@ class NodeOptions:
         _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)
         _bounds("--snapshot-bytes-per-second", self.snapshot_bytes_per_second, 1 << 16, 1 << 40)
         _bounds("--disk-reserve-bytes", self.disk_reserve_bytes, 0, (1 << 63) - 1)
+        if not 0 < self.join_seconds <= 86_400:
+            raise OptionError(f"--join-seconds {self.join_seconds:g} is not between 0 and 86400")
         if self.log_format not in LOG_FORMATS:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:

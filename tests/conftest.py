@@ -30,6 +30,7 @@ DEADLINE = 60.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raftstorage")
     group.addoption("--seed", type=int, default=None, help="seed of randomized tests (default: random, printed)")
+    group.addoption("--growth-rounds", type=int, default=1, help="1 -> 3 -> 5 -> 3 -> 1 so often (default: once)")
     group.addoption("--cold-restarts", type=int, default=10, help="full-cluster cold restarts (default: 10)")
 
 
@@ -117,13 +118,16 @@ def disk_directory() -> Iterator[Path]:
 
 @pytest.fixture
 def start_cluster(disk_directory: Path) -> Iterator[Callable[..., LocalCluster]]:
-    """Starts an empty cluster of its own with the given options; stopped and removed after the test."""
+    """Starts an empty cluster of its own with the given options; stopped and removed after the test.
+
+    `kind`: a subclass of LocalCluster, for nodes that are not started alike.
+    """
     from raftstorage.ops.local import LocalCluster
 
     with contextlib.ExitStack() as stack:
 
-        def start(**options: Any) -> LocalCluster:
-            cluster = stack.enter_context(LocalCluster(nodes=3, directory=disk_directory / "cluster", **options))
+        def start(nodes: int = 3, kind: type[LocalCluster] = LocalCluster, **options: Any) -> LocalCluster:
+            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / "cluster", **options))
             stack.callback(_end, cluster)
             return cluster
 
@@ -135,6 +139,8 @@ def _end(cluster: LocalCluster) -> None:
     for i in range(len(cluster)):
         if cluster.is_running(i):
             cluster.kill(i)
+        if not cluster.log_path(i).exists():
+            continue
         log = cluster.log_path(i).read_text()
         at = log.find("Traceback")
         if at >= 0:

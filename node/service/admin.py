@@ -17,7 +17,7 @@ from raftstorage.node.lag import Lag
 from raftstorage.node.members import Members, NoSuchMember
 from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
-from raftstorage.node.raft.types import NotLeader
+from raftstorage.node.raft.types import NotLeader, Role
 from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
@@ -123,7 +123,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self, request: pb.TransferLeaderRequest, context: Any
     ) -> pb.TransferLeaderReply:
         with _statuses() as refusal:
-            return pb.TransferLeaderReply(leader_id=await self._driver.transfer_leader(request.to_node))
+            leader = await self._driver.transfer_leader(request.to_node)
+            if not leader:
+                raise LeadershipLost("this node was removed and does not lead any more; who does it is not told")
+            return pb.TransferLeaderReply(leader_id=leader)
         await refusal.abort(context)
         raise AssertionError("abort returned")
 
@@ -177,6 +180,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         )
 
     async def _change(self, request: pb.ChangeMembersRequest) -> None:
+        self._check_leads()  # others may not know yet who is a member
         members = self._members
         match request.WhichOneof("change"):
             case "add":
@@ -198,7 +202,6 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def _invite(self, address: str, *, learner: bool) -> None:
         """Has the waiting node at `address` join: it asks this leader itself, and names its directory."""
-        self._check_leads()
         _check_address(address)
         members = [member.address for member in self._driver.membership.members if member.address]
         try:
@@ -239,8 +242,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"{request.address} is answered by {who}")
 
     def _check_leads(self) -> None:
-        if not self._driver.is_ready_leader:
-            raise NotLeader(f"node {self._driver.node_id} does not lead; node {self._driver.leader or '?'} does")
+        driver = self._driver
+        if driver.is_ready_leader:
+            return
+        if driver.role is Role.LEADER:
+            raise MembershipError("the leader is new and has not committed anything yet; try again")
+        raise NotLeader(f"node {driver.node_id} does not lead; node {driver.leader or '?'} does")
 
 
 def _check_address(address: str) -> None:

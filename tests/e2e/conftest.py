@@ -152,6 +152,7 @@ class Writers:
 
     def __init__(self, count: int, addresses: str) -> None:
         self.acknowledged: dict[str, tuple[bytes, bytes]] = {}
+        self._latest: dict[str, tuple[str, bytes, bytes]] = {}
         self.errors: list[BaseException] = []
         self._addresses = addresses
         self._stop = threading.Event()
@@ -172,6 +173,7 @@ class Writers:
                     tid = _commit(storage, {oid: (z64, note.encode())}, note)
                     with self._changed:
                         self.acknowledged[note] = (oid, tid)
+                        self._latest[name] = (note, oid, tid)
                         self._changed.notify_all()
             finally:
                 storage.close()
@@ -196,6 +198,15 @@ class Writers:
             self._changed.wait_for(lambda: self.errors or len(self.acknowledged) >= count, FAILOVER_SECONDS)
             assert not self.errors, self.errors
             assert len(self.acknowledged) >= count, f"no progress for {FAILOVER_SECONDS} s"
+
+    def more(self, count: int) -> None:
+        """Waits for so many commits that are acknowledged from now on."""
+        self.reach(len(self.acknowledged) + count)
+
+    def latest(self) -> list[tuple[str, bytes, bytes]]:
+        """Each writer's newest acknowledged commit: (note, oid, tid)."""
+        with self._changed:
+            return list(self._latest.values())
 
     def stop(self) -> None:
         """Lets each finish the commit it is at."""
