@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
 from raftstorage.node.backlog import Backlog
-from raftstorage.node.engine.api import Applied, Engine
+from raftstorage.node.engine.api import Engine
 from raftstorage.node.engine.kv import KeyValueStore
 from raftstorage.node.log_writer import DurableLog, Fatal, LogWriter, WriterFactory, cannot_place
 from raftstorage.node.ports import Observer, Transport
@@ -25,7 +25,6 @@ from raftstorage.node.raft.types import (
     Config,
     Entry,
     EntryKind,
-    FetchSnapshot,
     Message,
     NotLeader,
     Output,
@@ -40,8 +39,6 @@ from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters
 __all__ = ["Driver", "LeadershipLost"]
 
 log = logging.getLogger(__name__)
-
-AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
 
 
 class Driver(Standing):
@@ -72,17 +69,7 @@ class Driver(Standing):
     ) -> None:
         self.config = config
         self.engine = engine
-        #: Called on the loop right after apply, before anything else can run there.
-        self.on_applied: list[AppliedListener] = []
-        self.on_role: list[Callable[[RoleChange], None]] = []
-        #: Called when this node leads and has applied its own no-op.
-        self.on_ready: list[Callable[[], None]] = []
-        #: Called when the effective membership has changed, committed or not.
-        self.on_membership: list[Callable[[Membership], None]] = []
-        #: Called, maybe again and again, while this node needs a snapshot of the leader.
-        self.on_fetch: list[Callable[[FetchSnapshot], None]] = []
-        #: Called when a snapshot has replaced what the engine holds.
-        self.on_installed: list[Callable[[], None]] = []
+        super().__init__()
         self._wal = wal
         self._transport = transport
         self._tick_seconds = tick_seconds

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 import typer.main
+from raftstorage.node.ending import EXIT_DAMAGED, EXIT_DIRECTORY, EXIT_FATAL
 from raftstorage.node.engine.api import EngineError, EngineWriteError
 from raftstorage.node.identity import DirectoryError
 from raftstorage.node.joining import JoinError
-from raftstorage.node.node import EXIT_DAMAGED, EXIT_DIRECTORY, EXIT_FATAL, Node
+from raftstorage.node.node import Node
 from raftstorage.node.options import MIB, NodeOptions, OptionError, parse_members, parse_versions
 from raftstorage.node.service.logging import configure
 from raftstorage.node.service.server import PortInUse

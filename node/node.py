@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -18,7 +16,8 @@ from raftstorage.node.compaction import Compactor
 from raftstorage.node.disk_space import DiskWatcher, Room, measure
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.durable import opened
-from raftstorage.node.engine.api import Checkpointed, EngineError, EngineWriteError
+from raftstorage.node.ending import end_process
+from raftstorage.node.engine.api import Checkpointed, EngineError
 from raftstorage.node.founding import settle
 from raftstorage.node.healing import Healer, placer
 from raftstorage.node.identity import DirectoryError, NodeDirectory
@@ -38,16 +37,10 @@ from raftstorage.node.service.sessions import SessionLimits, StorageService
 from raftstorage.node.service.snapshots import GrpcSource, SnapshotService
 from raftstorage.node.snapshots import ServeOptions, SnapshotFetcher, SnapshotStore
 from raftstorage.node.versions import VERSIONS, Versions
-from raftstorage.node.wal import WalDamaged
 from raftstorage.node.wishes import Wishes
 
 log = logging.getLogger(__name__)
 
-#: The process's exit status after damage in the log or the database, and after a write or sync that failed.
-EXIT_DAMAGED = 3
-#: Another node's directory, or one that is empty where the cluster knows this node with another.
-EXIT_DIRECTORY = 5
-EXIT_FATAL = 70
 #: How long a leader that stops waits for another one to take over.
 HANDOVER_SECONDS = 2.0
 #: How long calls may go on once the node stops.
@@ -56,22 +49,6 @@ GRACE_SECONDS = 1.0
 APPLY_BYTES = 256 << 10
 
 Callback = Callable[[], Awaitable[None] | None]
-
-
-def end_process(error: BaseException) -> NoReturn:
-    """What the disk holds is not known any more: nothing may be said or retried, not even a clean stop.
-
-    Callable from any thread. A log line that cannot be written soon (a full pipe, a lock) is given up.
-    """
-    writer = threading.Thread(
-        target=log.critical, args=("fatal: %s", error), kwargs={"exc_info": error}, daemon=True
-    )
-    writer.start()
-    writer.join(0.5)
-    if isinstance(error, DirectoryError):
-        os._exit(EXIT_DIRECTORY)
-    damaged = isinstance(error, WalDamaged | EngineError) and not isinstance(error, EngineWriteError)
-    os._exit(EXIT_DAMAGED if damaged else EXIT_FATAL)
 
 
 class Node:

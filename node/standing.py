@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from raftstorage.node.admission import Amount
 from raftstorage.node.backlog import Backlog
-from raftstorage.node.engine.api import Engine
+from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.log_writer import DurableLog
 from raftstorage.node.ports import DriverStatus, PeerState
 from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.membership import Membership
-from raftstorage.node.raft.types import Config, Role
+from raftstorage.node.raft.types import Config, Entry, FetchSnapshot, Role, RoleChange
+
+AppliedListener = Callable[[Sequence[tuple[Entry, Applied]]], None]
 
 
 class Standing:
-    """The part of `driver.Driver` that only reads. The attributes are the driver's to set."""
+    """The part of `driver.Driver` that others listen to and look at. The attributes are the driver's to set."""
 
     config: Config
     engine: Engine
@@ -22,6 +26,19 @@ class Standing:
     _wal: DurableLog
     _ready_term: int
     _running: bool
+
+    def __init__(self) -> None:
+        #: Called on the loop right after apply, before anything else can run there.
+        self.on_applied: list[AppliedListener] = []
+        self.on_role: list[Callable[[RoleChange], None]] = []
+        #: Called when this node leads and has applied its own no-op.
+        self.on_ready: list[Callable[[], None]] = []
+        #: Called when the effective membership has changed, committed or not.
+        self.on_membership: list[Callable[[Membership], None]] = []
+        #: Called, maybe again and again, while this node needs a snapshot of the leader.
+        self.on_fetch: list[Callable[[FetchSnapshot], None]] = []
+        #: Called when a snapshot has replaced what the engine holds.
+        self.on_installed: list[Callable[[], None]] = []
 
     @property
     def node_id(self) -> int:

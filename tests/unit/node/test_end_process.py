@@ -10,7 +10,7 @@ import pytest
 END = """
 from pathlib import Path
 from raftstorage.node.engine.api import EngineError, EngineWriteError
-from raftstorage.node.node import end_process
+from raftstorage.node.ending import end_process
 from raftstorage.node.wal import WalDamaged, WalError
 end_process({error})
 """

@@ -113,7 +113,7 @@ def test_leadership_goes_to_a_node_with_room(tmp_path: Path) -> None:
                 if old.options.node_id == target:
                     continue
                 await until(partial(reaches_both, old), lambda: asyncio.sleep(0.01))
-                old.peer_has_room = partial(eq, target)
+                old.disk._handover._peer_has_room = partial(eq, target)
                 old.disk._look = lambda: Space(10, 1 << 40)
                 await old.disk.look()
                 new = await leader(found)
