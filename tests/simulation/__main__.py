@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.simulation.campaign import Campaign
 from tests.simulation.faults import CRASH_POINTS, KINDS, SCENES
-from tests.simulation.mutants import BY_NAME, FOCUS
+from tests.simulation.mutants import BY_NAME, FOCUS, MUTANTS
 from tests.simulation.shrink import shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
 
@@ -55,7 +55,7 @@ def _all_mutants(numbers: range, jobs: int) -> bool:
     all_caught = True
     console.out("| mistake | faults | caught by seed | as |\n|---|---|--:|---|", highlight=False)
     with Campaign(jobs) as campaign:
-        for name in BY_NAME:
+        for name in (mutant.__name__ for mutant in MUTANTS):
             only = FOCUS.get(name, ())
             caught = next(((s, r.failure) for s, r in campaign.run(numbers, name, only) if r.failure), None)
             all_caught = all_caught and caught is not None

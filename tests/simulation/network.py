@@ -109,9 +109,9 @@ class Network:
         """A copy of the database of node `source`, some time later; None: it broke off."""
         copied: list[tuple[SnapshotBase, tuple[Any, Any]]] = []
         life: SimLoop | None = None
-        size = self._rng.choice((5, 5, 50, 500))  # at times so large that much happens meanwhile
+        pause = self._rng.choice((0.005, 0.005, 0.05, 0.5))  # at times it is so large that much happens meanwhile
         for _ in range(self._rng.randrange(2, 6)):
-            await asyncio.sleep(self.delay() * size)
+            await asyncio.sleep(self.delay() + self._rng.uniform(0.2, 1.0) * pause)
             host = self.hosts.get(source)
             if host is None or host.loop is None or life not in (None, host.loop):
                 return None
