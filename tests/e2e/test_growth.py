@@ -72,7 +72,10 @@ def test_one_to_five_and_back_under_load_and_kills(
         cluster.start(i)
         writers.more(10)
 
-    with start_writers(4, cluster.addresses) as writers, Readers(2, cluster.addresses, writers.latest) as readers:
+    with (
+        start_writers(4, cluster.addresses, pause=0.02) as writers,
+        Readers(2, cluster.addresses, writers.latest) as readers,
+    ):
         for turn in range(rounds):
             writers.more(20)
             struck(leader=True)
