@@ -243,6 +243,8 @@ class Node:
         return replace(made, membership=made.membership or self._founded.encode())
 
     def _source(self, node_id: int, address: str) -> GrpcSource:
+        if not address and (peer := self._peers.peer_info(node_id)) is not None:
+            address = peer.address  # a node that has just joined knows no member's
         return GrpcSource(address, lambda: self._peers.greeter.hello(node_id))
 
     def _snapshot_damaged(self, folder: Path) -> None:

@@ -99,8 +99,8 @@ class Result:
 @contextlib.contextmanager
 def filled(mb: int, base: Path) -> Iterator[LocalCluster]:
     """Three nodes with `mb` megabytes, whose log was cut behind most of it."""
-    # 64 MiB: more than is missed below, and less than a large database.
-    with LocalCluster(3, base / f"{mb}", log_keep_mib=64, start_timeout=600.0) as cluster:
+    keep = min(64, max(8, mb // 4))  # MiB: more than is missed below, and less than a large database
+    with LocalCluster(3, base / f"{mb}", log_keep_mib=keep, start_timeout=600.0) as cluster:
         begin = time.monotonic()
         with contextlib.closing(ClientStorage(cluster.addresses, wait_timeout=60.0)) as storage:
             fill(storage, mb)

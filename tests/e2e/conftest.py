@@ -147,14 +147,16 @@ def notes_of() -> Callable[[Any], list[str]]:
 class Writers:
     """Threads that commit numbered new objects, each with a storage of its own, until told to stop.
 
-    `acknowledged`: what commits returned, {note: (oid, tid)}; a commit's data is its note.
+    `acknowledged`: what commits returned, {note: (oid, tid)}; a commit's data is its note. `pause`: seconds from
+    one commit of a thread to its next, where others need the machine too.
     """
 
-    def __init__(self, count: int, addresses: str) -> None:
+    def __init__(self, count: int, addresses: str, pause: float = 0.0) -> None:
         self.acknowledged: dict[str, tuple[bytes, bytes]] = {}
         self._latest: dict[str, tuple[str, bytes, bytes]] = {}
         self.errors: list[BaseException] = []
         self._addresses = addresses
+        self._pause = pause
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, args=(f"writer {n}",)) for n in range(count)]
@@ -166,7 +168,7 @@ class Writers:
             storage = ClientStorage(self._addresses, wait_timeout=2 * FAILOVER_SECONDS)
             try:
                 for n in itertools.count():
-                    if self._stop.is_set():
+                    if self._stop.wait(self._pause):
                         return
                     note = f"{name} {n}"
                     oid = storage.new_oid()

@@ -204,7 +204,7 @@ class Readers:
             try:
                 newest = b""
                 counts: dict[str, int] = {}
-                while not self._stop.is_set():
+                while not self._stop.wait(0.01):
                     wanted = self._latest()
                     storage.sync()
                     seen = storage.lastTransaction()

@@ -72,7 +72,10 @@ def test_one_to_five_and_back_under_load_and_kills(
         cluster.start(i)
         writers.more(10)
 
-    with start_writers(4, cluster.addresses) as writers, Readers(2, cluster.addresses, writers.latest) as readers:
+    with (
+        start_writers(4, cluster.addresses, pause=0.02) as writers,
+        Readers(2, cluster.addresses, writers.latest) as readers,
+    ):
         for turn in range(rounds):
             writers.more(20)
             struck(leader=True)
@@ -210,6 +213,10 @@ def test_a_follower_that_missed_the_log_installs_a_snapshot(
         answer = session.ask(load_before=storage_pb2.LoadBefore(oid=oid, before=maxtid))
         assert (answer.data, answer.serial) == (data, tid)
     session.close()
+    # One that has nothing at all, not even a membership, comes in the same way.
+    fresh = grown(cluster)
+    assert events(metrics(cluster.metrics_address(fresh)), "installed") == 1
+    wait_for(lambda: cluster.status(fresh).last_tid == storage.lastTransaction(), "the new node to be level")
     storage.close()
     assert not list(cluster.node_directory(away).glob("removed-*"))
     same_everywhere(cluster, wait_for)
