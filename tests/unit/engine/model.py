@@ -16,14 +16,10 @@ from raftstorage.node.engine.api import Z64, Applied, Conflict, Position, Revisi
 from raftstorage.node.engine.state import MAX_ALLOCATION, RETENTION, StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.commands import entry
+from tests.unit.engine.commands import entry, p64
 
 HALF, LAST = 1 << 63, b"\xff" * 8
 OIDS = [*range(5), HALF - 1, HALF, HALF + 3, 2 * HALF - 1]
-
-
-def p64(number: int) -> bytes:
-    return number.to_bytes(8, "big")
 
 
 def u64(value: bytes) -> int:

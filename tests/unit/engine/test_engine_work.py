@@ -12,9 +12,7 @@ from raftstorage.node.engine.reading import CHANGED_BYTES, HISTORY_BYTES, HISTOR
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.commands import entry, everything, feed
-from tests.unit.engine.model import p64
-from tests.unit.engine.test_engine_fragments import change, in_fragments
+from tests.unit.engine.commands import change, entry, everything, feed, in_fragments, p64
 
 A, B = b"A" * 16, b"B" * 16
 

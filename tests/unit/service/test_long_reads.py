@@ -15,9 +15,7 @@ from raftstorage.node.service import reads
 from raftstorage.node.service.reads import Reads
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.commands import everything, feed
-from tests.unit.engine.model import p64
-from tests.unit.engine.test_engine_fragments import change, in_fragments
+from tests.unit.engine.commands import change, everything, feed, in_fragments, p64
 from tests.unit.service.session_world import run, world
 
 
