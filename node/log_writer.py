@@ -13,7 +13,7 @@ from typing import NoReturn, Protocol
 from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist
 
 #: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 4 << 20
 
 Fatal = Callable[[BaseException], NoReturn]
 

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 QUEUE_MESSAGES = 4096
 QUEUE_BYTES = 64 << 20
 BATCH_MESSAGES = 4096
-BATCH_BYTES = 8 << 20
+#: Every byte is copied several times on the loop, here and there.
+BATCH_BYTES = 1 << 20
 BACKOFF_SECONDS = (0.05, 0.5)
 #: One entry can be a whole transaction, which the options bound below this.
 MAX_MESSAGE_BYTES = 512 << 20

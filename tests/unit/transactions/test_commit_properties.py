@@ -95,7 +95,7 @@ class CommitMachine(RuleBasedStateMachine):
             self.committed.append((term, data))
             outcome = self.truth.apply(len(self.committed), data)
             command = pb.Command.FromString(data)
-            if outcome.refused:
+            if outcome.refused and command.HasField("commit"):
                 given = pb.Transaction.FromString(command.commit.transaction).tid
                 assert given, f"a tid that a leader chose came too late: {outcome.refused}"
             if outcome.tid is not None and not outcome.repeated:
