@@ -15,7 +15,7 @@ from raftstorage.node.raft.types import Entry, HardState, LogReader, Persist, Sn
 from raftstorage.node.waiting import resolve
 
 #: One sync carries at most about this many bytes, so that a flood does not hold back the first answers.
-GROUP_BYTES = 16 << 20
+GROUP_BYTES = 4 << 20
 
 Fatal = Callable[[BaseException], NoReturn]
 

@@ -177,7 +177,7 @@ class Config:
     max_message_bytes: int = 1 << 20
     max_inflight_messages: int = 128
     max_inflight_bytes: int = 32 << 20
-    max_apply_bytes: int = 8 << 20  # committed entries handed out in one Output, at least one
+    max_apply_bytes: int = 1 << 20  # committed entries handed out in one Output, at least one
 
     def check(self) -> None:
         """ValueError for settings that no core can have."""

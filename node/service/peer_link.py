@@ -19,7 +19,8 @@ from raftstorage.proto import raft_pb2 as pb
 QUEUE_MESSAGES = 4096
 QUEUE_BYTES = 64 << 20
 BATCH_MESSAGES = 4096
-BATCH_BYTES = 8 << 20
+#: Every byte is copied several times on the loop, here and there.
+BATCH_BYTES = 1 << 20
 #: At most so often a node tells a peer of itself.
 NOTE_SECONDS = 1.0
 

@@ -57,6 +57,23 @@ def test_three_elect_commit_and_agree(tmp_path: Path) -> None:
     run(work())
 
 
+def test_several_commands_are_appended_with_nothing_between_them(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader = await cluster.leader()
+            before = leader.propose(COMMAND)
+            first = leader.propose_many([b"one", b"two", b"three"])
+            after = leader.propose(COMMAND)
+            assert (first, after) == (before + 1, before + 4)
+            await leader.wait_applied(after)
+            assert [entry.data for entry in cluster.applied[1][-4:]] == [b"one", b"two", b"three", COMMAND]
+            await leader.stop()
+            with pytest.raises(NotLeader):
+                leader.propose_many([COMMAND])
+
+    run(work())
+
+
 def test_one_turns_proposals_are_one_write_and_a_busy_disk_gathers_the_next(tmp_path: Path) -> None:
     async def work() -> None:
         async with Cluster(tmp_path, nodes=1) as cluster:

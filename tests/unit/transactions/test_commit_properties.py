@@ -97,7 +97,7 @@ class CommitMachine(RuleBasedStateMachine):
             kind = EntryKind.COMMAND if data else EntryKind.NOOP
             outcome = self.truth.apply(Entry(term, len(self.committed), kind, data))
             command = pb.Command.FromString(data)
-            if outcome.refused:
+            if outcome.refused and command.HasField("commit"):
                 given = pb.Transaction.FromString(command.commit.transaction).tid
                 assert given, f"a tid that a leader chose came too late: {outcome.refused}"
             if outcome.tid is not None and not outcome.repeated:
