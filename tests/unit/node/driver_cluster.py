@@ -122,13 +122,16 @@ class Cluster:
 
     async def leader(self) -> Driver:
         while True:
-            for driver in self.network.drivers.values():
-                if driver.is_ready_leader and driver.node_id not in self.network.cut:
-                    return driver
             waits = [asyncio.create_task(driver.wait_role()) for driver in self.network.drivers.values()]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+            await asyncio.sleep(0)  # they listen from here on: nothing can happen unheard after the look below
+            try:
+                for driver in self.network.drivers.values():
+                    if driver.is_ready_leader and driver.node_id not in self.network.cut:
+                        return driver
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

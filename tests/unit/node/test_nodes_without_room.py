@@ -53,12 +53,16 @@ async def nodes(directory: Path, count: int, reserve: int = 0) -> AsyncIterator[
 async def leader(found: dict[int, Node]) -> Node:
     first = next(iter(found.values()))
     async with asyncio.timeout(20):
-        while not (first.driver.leader and found[first.driver.leader].driver.is_ready_leader):
+        while True:
             waits = [asyncio.create_task(node.driver.wait_role()) for node in found.values()]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
-    return found[first.driver.leader]
+            await asyncio.sleep(0)  # they listen from here on
+            try:
+                if first.driver.leader and found[first.driver.leader].driver.is_ready_leader:
+                    return found[first.driver.leader]
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
 
 
 def reaches_both(node: Node) -> bool:
