@@ -15,17 +15,15 @@ from unittest import mock
 from raftstorage.client.cluster import policy, refusals
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.replicas import Replicas
-from raftstorage.node import durable, transactions
+from raftstorage.node import transactions
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.engine.state import StateMachine
-from raftstorage.node.members import Members
 from raftstorage.node.oids import OidBlocks
-from raftstorage.node.raft.types import Entry, HardState, Role, SnapshotBase
+from raftstorage.node.raft.types import Entry, HardState
 from raftstorage.node.service.reads import Reads
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.sessions import StorageService
-from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.tids import timestamp_tid
 from raftstorage.node.transactions import Coordinator
 from raftstorage.node.wal import Wal, recovery
@@ -33,8 +31,8 @@ from raftstorage.node.wal import format as wal_format
 from raftstorage.node.wal.segment import Segment
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.simulation import mutants_of_growth as growth
 from tests.simulation.disk import SimFiles
-from tests.simulation.node import SimNode
 from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
 
@@ -98,81 +96,6 @@ def cuts_damage_like_a_torn_tail() -> AbstractContextManager[object]:
 
 def trusts_what_it_reads_back() -> AbstractContextManager[object]:
     return patched(recovery.Recovery, "_secure", lambda self, segment, data: None)
-
-
-# ---- membership --------------------------------------------------------------------------------------
-
-
-def begins_a_second_change() -> AbstractContextManager[object]:
-    """The core's mistake, and the leader's own queue of changes does not hide it."""
-
-    async def settled(self: Members) -> None:
-        return
-
-    return changes.together(changes.begins_a_second_change(), patched(Members, "_settled", settled))
-
-
-# ---- snapshots and the log's front -------------------------------------------------------------------
-
-
-def cuts_the_log_ahead_of_the_database() -> AbstractContextManager[object]:
-    """What is applied counts as on disk."""
-    return patched(StateMachine, "durable_index", property(lambda self: self.applied_index))
-
-
-def resets_the_log_before_the_database_switch() -> AbstractContextManager[object]:
-    """`SimNode._place` as `healing.placer` with its two steps in the wrong order."""
-
-    def place(self: SimNode, base: SnapshotBase) -> None:
-        self.wal.reset(base.index, base.term)
-        self.point("before database switch")
-        self.installed = Installed(folder_name(base.index, base.term), base.index, base.term)
-        self.point("after database switch")
-
-    return patched(SimNode, "_place", place)
-
-
-def does_not_finish_an_installation() -> AbstractContextManager[object]:
-    """A start takes the log as it is, when a crash fell between the database switch and the log's reset."""
-    return patched(durable, "_holds", lambda wal, index, term: True)
-
-
-def forgets_the_snapshots_term() -> AbstractContextManager[object]:
-    """The log begins behind the snapshot as if its last entry were of the first term."""
-    return patched(StateMachine, "applied_term", property(lambda self: 1))
-
-
-def cuts_the_log_without_a_base() -> AbstractContextManager[object]:
-    """Entries go, and nothing on disk says that a state covers them."""
-
-    def write_base(self: Wal, index: int) -> None:
-        if self._base[0] < index <= self.last_index():
-            self._base = (index, self.term(index))
-
-    return patched(Wal, "write_base", write_base)
-
-
-def cleans_more_than_was_forgotten() -> AbstractContextManager[object]:
-    """The newest whole segment goes too, in which there may be entries that are needed."""
-    original = Wal.forget
-
-    def forget(self: Wal, index: int) -> None:
-        original(self, index)
-        self._unread = self._current.sequence
-
-    return patched(Wal, "forget", forget)
-
-
-def installs_before_it_is_written() -> AbstractContextManager[object]:
-    """The snapshot's database is the node's before its log knows."""
-    original = Driver.install
-
-    async def install(self: Driver, store: Any, base: SnapshotBase) -> Any:
-        if base.index > self.commit_index and self._installing is None and self._core.role is not Role.LEADER:
-            self.engine.adopt(store)
-        return await original(self, store, base)
-
-    return patched(Driver, "install", install)
 
 
 # ---- the state machine -------------------------------------------------------------------------------
@@ -359,15 +282,15 @@ def believes_every_stream() -> AbstractContextManager[object]:
 MUTANTS: list[Mutant] = [
     *core.MUTANTS,
     core.commits_older_terms,
-    begins_a_second_change,
+    growth.begins_a_second_change,
     changes.counts_one_majority_while_joint,
     changes.takes_effect_when_committed,
     changes.forgets_the_membership_behind_applied,
     changes.counts_learners,
     changes.counts_a_leader_that_is_no_voter,
-    cuts_the_log_ahead_of_the_database,
-    resets_the_log_before_the_database_switch,
-    forgets_the_snapshots_term,
+    growth.cuts_the_log_ahead_of_the_database,
+    growth.resets_the_log_before_the_database_switch,
+    growth.forgets_the_snapshots_term,
     forgets_its_vote,
     does_not_sync_votes,
     never_syncs,
@@ -406,10 +329,10 @@ OPEN: list[Mutant] = [
     changes.forgets_a_snapshots_membership,
     changes.applies_behind_a_snapshot_that_is_not_written,
     changes.takes_an_old_write_for_a_restored_log,
-    does_not_finish_an_installation,
-    cuts_the_log_without_a_base,
-    cleans_more_than_was_forgotten,
-    installs_before_it_is_written,
+    growth.does_not_finish_an_installation,
+    growth.cuts_the_log_without_a_base,
+    growth.cleans_more_than_was_forgotten,
+    growth.installs_before_it_is_written,
 ]
 
 #: Faults that bring about what a mutant needs to show. With all kinds of faults these take some hundred seeds.

@@ -16,10 +16,7 @@ from raftstorage.node.disk_space import Room
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import agree, membership_of
 from raftstorage.node.engine.api import Applied, EngineError
-from raftstorage.node.engine.kv import Change, MemoryStore
-from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.identity import NodeIdentity
-from raftstorage.node.log_writer import DurableLog, Fatal
 from raftstorage.node.members import Members
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import (
@@ -40,8 +37,10 @@ from raftstorage.node.wal import Wal, WalError
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
+from tests.simulation.store import SimEngine, SimStore
 from tests.simulation.watcher import Watcher
 from tests.simulation.world import Exit, SimLoop, World
+from tests.simulation.writer import SimWriter
 
 DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
@@ -55,56 +54,6 @@ CUT_SECONDS = 0.5
 def metrics() -> NodeMetrics:
     """Nobody reads them here."""
     return NodeMetrics()
-
-
-class SimStore(MemoryStore):
-    """Like RocksDB without its own log: a crash takes the store back to its last flush."""
-
-    def __init__(self, flush_chance: Callable[[], bool], point: Callable[[str], None]) -> None:
-        super().__init__()
-        self._point = point
-        self.durable: tuple[Any, Any] = ({f: {} for f in self._values}, {f: [] for f in self._keys})
-        self._pending: list[Sequence[Change]] = []
-        self._flush_chance = flush_chance
-
-    def write(self, changes: Sequence[Change]) -> None:
-        super().write(changes)
-        self._pending.append(changes)
-        if self._flush_chance():
-            self.flush()
-
-    def flush(self) -> None:
-        if self._pending:
-            self._point("before flush")
-            saved = MemoryStore()
-            saved._values, saved._keys = self.durable
-            for changes in self._pending:
-                saved.write(changes)
-            self._pending.clear()
-            self._point("after flush")
-
-    def crash(self) -> None:
-        self._values, self._keys = copy.deepcopy(self.durable)
-        self._pending.clear()
-
-    def take(self, contents: tuple[Any, Any]) -> None:
-        """Holds what another one held, and has it on disk."""
-        self.durable = copy.deepcopy(contents)
-        self.crash()
-
-
-class SimEngine(StateMachine):
-    """The production engine, with places where a crash may strike."""
-
-    def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
-        super().__init__(store)
-        self._point = point
-
-    def apply(self, entry: Entry) -> Applied:
-        self._point("before apply")
-        applied = super().apply(entry)
-        self._point("after apply")
-        return applied
 
 
 class Wire:
@@ -131,102 +80,6 @@ class Timeouts(random.Random):
         if self._node.world.now < self._node.crowded_until:
             return start
         return super().randrange(start, stop, step)
-
-
-class SimWriter:
-    """`log_writer.LogWriter` without a thread: a batch becomes durable some time after the disk got to it."""
-
-    def __init__(
-        self,
-        node: SimNode,
-        wal: DurableLog,
-        loop: asyncio.AbstractEventLoop,
-        done: Any,
-        fatal: Fatal,
-        install: Callable[[SnapshotBase], None],
-    ) -> None:
-        self._node = node
-        self._wal = wal
-        self._loop = loop
-        self._done = done
-        self._fatal = fatal
-        self._install = install
-        self._queue: list[Persist | tuple[Callable[[], object], asyncio.Future[None]]] = []
-        self._busy = False
-        self._idle = asyncio.Event()
-
-    def start(self) -> None: ...
-
-    def put(self, persist: Persist) -> None:
-        self._enqueue(persist)
-
-    def run(self, job: Callable[[], object]) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._enqueue((job, done))
-        return done
-
-    def _enqueue(self, item: Any) -> None:
-        self._queue.append(item)
-        if not self._busy:
-            self._busy = True
-            self._loop.call_later(self._node.disk_delay(), self._turn)
-
-    def _turn(self) -> None:
-        batch: list[Persist] = []
-        while self._queue and isinstance(first := self._queue[0], Persist) and first.snapshot is None:
-            batch.append(first)
-            del self._queue[0]
-        try:
-            if batch:
-                self._write(batch)
-            else:
-                self._alone(self._queue.pop(0))
-        except Exit:
-            raise
-        except BaseException as error:
-            self._fatal(error)
-        if self._queue:
-            self._loop.call_later(self._node.disk_delay(), self._turn)
-        else:
-            self._busy = False
-            self._idle.set()
-
-    def _alone(self, item: Any) -> None:
-        if isinstance(item, Persist):
-            assert item.snapshot is not None
-            self._wal.write_many([(item.hard_state, ())])
-            self._install(item.snapshot)
-            self._write([item])
-        else:
-            job, done = item
-            job()
-            if not done.done():
-                done.set_result(None)
-
-    def _write(self, batch: list[Persist]) -> None:
-        votes = any(persist.hard_state is not None for persist in batch)
-        entries = any(persist.entries for persist in batch)
-        if votes:
-            self._node.point("before vote save")
-        if entries:
-            self._node.point("before entries save")
-        self._wal.write_many([(persist.hard_state, persist.entries) for persist in batch])
-        if votes:
-            self._node.point("after vote save")
-        if entries:
-            self._node.point("after entries save")
-        self._node.wrote(batch)
-        self._loop.call_soon(self._tell, batch)
-
-    def _tell(self, batch: list[Persist]) -> None:
-        self._node.point("before acknowledgement")
-        self._done(batch)
-        self._node.point("after acknowledgement")
-
-    async def stop(self) -> None:
-        while self._busy:
-            self._idle.clear()
-            await self._idle.wait()
 
 
 @dataclass

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
+from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
-from tests.simulation.faults import MOST_CLIENTS, Breaker, Fault, draw
+from tests.simulation.faults import MOST_CLIENTS, Fault, draw
 from tests.simulation.history import Committed, History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode

@@ -1,0 +1,64 @@
+"""The engine over a store that a crash takes back to its last flush."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raftstorage.node.engine.api import Applied
+from raftstorage.node.engine.kv import Change, MemoryStore
+from raftstorage.node.engine.state import StateMachine
+from raftstorage.node.raft.types import (
+    Entry,
+)
+
+
+class SimStore(MemoryStore):
+    """Like RocksDB without its own log: a crash takes the store back to its last flush."""
+
+    def __init__(self, flush_chance: Callable[[], bool], point: Callable[[str], None]) -> None:
+        super().__init__()
+        self._point = point
+        self.durable: tuple[Any, Any] = ({f: {} for f in self._values}, {f: [] for f in self._keys})
+        self._pending: list[Sequence[Change]] = []
+        self._flush_chance = flush_chance
+
+    def write(self, changes: Sequence[Change]) -> None:
+        super().write(changes)
+        self._pending.append(changes)
+        if self._flush_chance():
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pending:
+            self._point("before flush")
+            saved = MemoryStore()
+            saved._values, saved._keys = self.durable
+            for changes in self._pending:
+                saved.write(changes)
+            self._pending.clear()
+            self._point("after flush")
+
+    def crash(self) -> None:
+        self._values, self._keys = copy.deepcopy(self.durable)
+        self._pending.clear()
+
+    def take(self, contents: tuple[Any, Any]) -> None:
+        """Holds what another one held, and has it on disk."""
+        self.durable = copy.deepcopy(contents)
+        self.crash()
+
+
+class SimEngine(StateMachine):
+    """The production engine, with places where a crash may strike."""
+
+    def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
+        super().__init__(store)
+        self._point = point
+
+    def apply(self, entry: Entry) -> Applied:
+        self._point("before apply")
+        applied = super().apply(entry)
+        self._point("after apply")
+        return applied
