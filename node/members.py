@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 CHANGE_SECONDS = 30.0
 #: A learner that misses no more entries than this is near enough for a vote.
 NEAR_ENTRIES = 1000
+#: The feature level from which on the log may hold memberships.
+KNOWS_MEMBERSHIP = 1
 
 
 class NoSuchMember(LookupError):
@@ -51,6 +53,7 @@ class Members:
         """
         async with asyncio.timeout(timeout):
             await self._settled()
+            self._check_all_know()
             index = self._driver.propose_membership(change)
             done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting[index] = self._driver.term, done
@@ -62,6 +65,16 @@ class Members:
                 await self._next_change()
             await self._settled()
             return self.membership
+
+    def _check_all_know(self) -> None:
+        """MembershipError while a member runs software that does not know what a changed membership is."""
+        old = sorted(told.node_id for told in self._seen.values() if told.version < KNOWS_MEMBERSHIP)
+        old = [node_id for node_id in old if node_id in self.membership.ids]
+        if old:
+            nodes = ", ".join(str(node_id) for node_id in old)
+            raise MembershipError(
+                f"members cannot change while node {nodes} runs older software: upgrade it first"
+            )
 
     async def _settled(self) -> None:
         """Returns when no change is under way. LeadershipLost."""
@@ -178,7 +191,7 @@ class Members:
         updates = []
         for told in seen:
             known = membership.member(told.node_id)
-            if known is None or (known.instance and known.instance != told.instance):
+            if known is None or not told.instance or (known.instance and known.instance != told.instance):
                 continue
             newer = replace(
                 known, address=told.address or known.address, instance=told.instance, version=told.version
@@ -187,6 +200,8 @@ class Members:
                 updates.append(newer)
         by_id = {member.node_id: member for member in (*membership.members, *updates)}
         level = cluster_level(member.version for member in by_id.values())
+        if level < KNOWS_MEMBERSHIP:  # until each was heard once, one may be too old for such an entry
+            return None
         if updates or level > membership.level:
             return Change(update=tuple(updates), level=level if level > membership.level else 0)
         return None

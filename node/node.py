@@ -260,9 +260,8 @@ class Node:
         return member.instance if member is not None else ""
 
     def _accepted(self, peer: PeerInfo) -> None:
-        if peer.instance:
-            told = Member(peer.node_id, address=peer.address, instance=peer.instance, version=peer.version)
-            self._members.introduced(told)
+        told = Member(peer.node_id, address=peer.address, instance=peer.instance, version=peer.version)
+        self._members.introduced(told)
 
     def _peer_has_room(self, node_id: int) -> bool | None:
         note = self._peers.peer_note(node_id)
