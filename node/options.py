@@ -75,6 +75,8 @@ class NodeOptions:
         host = split_address(self.advertised)[0] if self.advertised else ""
         if host in ("0.0.0.0", "::"):  # noqa: S104 - looked for, not bound
             raise OptionError(f"{self.advertised}: others need an address to dial; name it with --advertise")
+        if self.alone and self.advertised and split_address(self.advertised)[1] == 0:
+            raise OptionError("port 0 cannot be dialled: name one with --listen or --advertise")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
         for address in self.join:
