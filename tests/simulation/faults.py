@@ -55,6 +55,8 @@ SNAPSHOT_POINTS = (
     "after database switch",
     "after log reset",
 )
+#: Parts of the names of points that a run may pass once, or never: a crash there strikes at the first chance.
+RARE = ("remove", "checkpoint", "fetch", "switch", "reset")
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
@@ -124,6 +126,8 @@ def _crash_point(rng: random.Random, at: float, nodes: Sequence[int]) -> Fault:
     kind = rng.choice(("kill", "cut the power of"))
     seconds = rng.choice((0.002, 0.02, 0.2, 1.0)) * rng.uniform(0.5, 1.5)
     passes = 0 if any(rare in point for rare in ("create", "rename", "directory")) else rng.randrange(4)
+    if any(rare in point for rare in RARE):
+        passes = 0
     return Fault(at, f"{kind} at a point", _victim(rng, nodes), seconds, point, passes)
 
 

@@ -356,6 +356,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "cleans_more_than_was_forgotten": ("kill", "left behind"),
     "installs_before_it_is_written": ("left behind",),
     "commits_older_terms": ("slow then cut",),
+    "cuts_damage_like_a_torn_tail": ("flip", "kill"),
     "forgets_its_vote": ("contest",),
     "forgets_who_was_away": ("split", "reset"),
     "reads_before_the_noop": ("slow then cut",),
