@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from raftstorage.node.service.metrics import NodeMetrics
 from raftstorage.node.service.parsing import RefuseMalformed
-from raftstorage.node.service.peers import HelloRefused
+from raftstorage.node.service.peer_hello import HelloRefused, PeerInfo
 from raftstorage.node.service.server import SERVER_OPTIONS
 from raftstorage.node.service.snapshots import GrpcSource, SnapshotService
 from raftstorage.node.snapshots import FetchOptions, ServeOptions, SnapshotFetcher, SnapshotStore
@@ -74,26 +74,25 @@ class Server(raft_pb2_grpc.PeersServicer):
         self.store = SnapshotStore(
             directory / "snapshots", self.checkpoint, options=options, files=self.files, observer=self.metrics
         )
-        self.service = SnapshotService(self.store, self.check_hello)
+        self.service = SnapshotService(self.store)
         self.server = grpc.aio.server(interceptors=[RefuseMalformed()], options=SERVER_OPTIONS)
         raft_pb2_grpc.add_PeersServicer_to_server(self, self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port(f'127.0.0.1:{port}')}"
         self.source = GrpcSource(self.address, hello)
 
     async def Snapshot(self, request: pb.SnapshotRequest, context: Any) -> None:
+        """As PeerTransport does."""
         self.peers.append(context.peer())
-        await self.service.serve(request, context)
+        if self.refused is not None:
+            await context.abort(self.refused.code, str(self.refused))
+        peer = PeerInfo(request.hello.node_id, "", "", 1, "", 1)
+        await self.service.serve(peer, request, context)
 
     async def checkpoint(self, path: Path) -> State:
         path.mkdir()
         for file in self.database.iterdir():
             os.link(file, path / file.name)
         return State()
-
-    def check_hello(self, greeting: pb.PeerHello) -> int:
-        if self.refused is not None:
-            raise self.refused
-        return int(greeting.node_id)
 
 
 @asynccontextmanager

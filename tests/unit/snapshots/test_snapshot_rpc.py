@@ -15,7 +15,7 @@ import pytest
 import rocksdict
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.service.metrics import NodeMetrics
-from raftstorage.node.service.peers import HelloRefused
+from raftstorage.node.service.peer_hello import HelloRefused, Refused
 from raftstorage.node.service.snapshots import GrpcSource
 from raftstorage.node.snapshots import (
     ServeOptions,
@@ -132,7 +132,7 @@ def status_of(work: Callable[[Server], Any], tmp_path: Path, options: ServeOptio
 
 def test_a_hello_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     async def work(server: Server) -> None:
-        server.refused = HelloRefused(grpc.StatusCode.FAILED_PRECONDITION, "node 2 is of another cluster")
+        server.refused = HelloRefused(Refused.CLUSTER, "node 2 is of another cluster")
 
     failed = status_of(work, tmp_path)
     assert failed.final and "FAILED_PRECONDITION: node 2 is of another cluster" in str(failed)
