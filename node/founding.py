@@ -9,7 +9,7 @@ import grpc.aio
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
 from raftstorage.node.joining import JoinError, WaitingRoom, begin, join
 from raftstorage.node.options import NodeOptions
-from raftstorage.node.service.server import SERVER_OPTIONS, PortInUse, why_not
+from raftstorage.node.service.server import SERVER_OPTIONS, take_port
 from raftstorage.node.versions import Versions
 from raftstorage.proto import admin_pb2_grpc
 
@@ -46,11 +46,7 @@ async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versi
     room = WaitingRoom(begin(directory).identity.instance)
     server = grpc.aio.server(options=SERVER_OPTIONS)
     admin_pb2_grpc.add_AdminServicer_to_server(room, server)  # type: ignore[no-untyped-call]
-    listen = options.listen_address
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise PortInUse(f"cannot listen on {listen}: {why_not(listen)}") from error
+    port = take_port(server, options.listen_address)
     await server.start()
     try:
         addresses, learner = tuple(options.join), options.learner

@@ -39,6 +39,14 @@ class PortInUse(Exception):
     """An address cannot be listened on; the message names it."""
 
 
+def take_port(server: grpc.aio.Server, address: str) -> int:
+    """Makes `server` listen on host:port and returns the port (a free one for port 0). PortInUse."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise PortInUse(f"cannot listen on {address}: {why_not(address)}") from error
+
+
 class GrpcServer:
     """Serves on one port. `bind` takes the port, `start` opens it."""
 
@@ -68,10 +76,7 @@ class GrpcServer:
 
     def bind(self, address: str) -> int:
         """Takes host:port and returns the port (a free one for port 0). PortInUse."""
-        try:
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise PortInUse(f"cannot listen on {address}: {why_not(address)}") from error
+        return take_port(self._server, address)
 
     async def start(self) -> None:
         await self._set_health()

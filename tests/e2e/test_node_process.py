@@ -73,6 +73,20 @@ def test_a_port_in_use_is_status_4(node: OneNode, taken: str) -> None:
     assert node.stop(node.start())[0] == 0
 
 
+@pytest.mark.parametrize("enters", [["--standby"], ["--join", "127.0.0.1:1"]])
+def test_a_port_in_use_is_status_4_for_a_node_that_enters(node: OneNode, enters: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", int(node.address.rpartition(":")[2]))):
+        done = subprocess.run(
+            [sys.executable, "-m", "raftstorage.node", "--dir", node.directory, "--listen", node.address, *enters],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    assert done.returncode == 4
+    assert f"cannot listen on {node.address}" in done.stderr
+    assert "in use" in done.stderr
+
+
 def test_another_nodes_directory_is_status_5(node: OneNode) -> None:
     node.stop(node.start())
     status, line = node.run(id="2", member=f"2={node.address}", **{"cluster-id": secrets.token_hex(16)})
