@@ -19,8 +19,9 @@ from raftstorage.proto.versions import Range, agreed, named
 __all__ = ["DISK", "FEATURE_LEVEL", "PROTOCOL", "VERSIONS", "Versions", "agreed", "cluster_level", "may_join"]
 
 PROTOCOL: Range = (MIN_PROTOCOL_VERSION, PROTOCOL_VERSION)
-#: Newest level that this software knows. 1: large commits in fragments, membership in the log, snapshots.
-FEATURE_LEVEL = 1
+#: Newest level that this software knows. 1: large commits in fragments, membership in the log, snapshots. 2: undo,
+#: deletes, packs, blobs.
+FEATURE_LEVEL = 2
 #: Oldest level of a cluster that this software can still be a member of. 0: as it was before there were levels.
 OLDEST_LEVEL = 0
 
@@ -36,7 +37,7 @@ class DiskFormat(NamedTuple):
 DISK = {
     "directory": DiskFormat(reads=(1, 2), writes=2),
     "log": DiskFormat(reads=(1, 2), writes=2),
-    "database": DiskFormat(reads=(1, 2), writes=2),
+    "database": DiskFormat(reads=(1, 2, 3), writes=3),
 }
 
 

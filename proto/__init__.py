@@ -11,3 +11,8 @@ PART_BYTES = 256 << 10
 PART_OBJECTS = 1000
 #: From this level of a cluster on (Welcome.level) its log may hold fragments.
 PARTS_LEVEL = 1
+#: From this level on there are undo, deletes, packs and blobs.
+HISTORY_LEVEL = 2
+
+#: A blob travels, and is stored, in chunks of at most so many bytes.
+BLOB_CHUNK_BYTES = 256 << 10

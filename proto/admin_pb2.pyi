@@ -11,7 +11,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "protocol_version", "cluster_id", "node_id", "role", "term", "leader_id", "last_index", "commit_index", "applied_index", "last_tid", "log_bytes", "database_bytes", "objects", "uptime_seconds", "sessions", "peers", "first_index", "level", "problems", "disk_free_bytes", "disk_reserve_bytes", "snapshot", "joint")
+    __slots__ = ("version", "protocol_version", "cluster_id", "node_id", "role", "term", "leader_id", "last_index", "commit_index", "applied_index", "last_tid", "log_bytes", "database_bytes", "objects", "uptime_seconds", "sessions", "peers", "first_index", "level", "problems", "disk_free_bytes", "disk_reserve_bytes", "snapshot", "joint", "packed", "pack_phase")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,8 @@ class StatusReply(_message.Message):
     DISK_RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     JOINT_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    PACK_PHASE_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol_version: int
     cluster_id: str
@@ -60,7 +62,39 @@ class StatusReply(_message.Message):
     disk_reserve_bytes: int
     snapshot: Transfer
     joint: bool
-    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., role: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., last_index: _Optional[int] = ..., commit_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., log_bytes: _Optional[int] = ..., database_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., first_index: _Optional[int] = ..., level: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., disk_reserve_bytes: _Optional[int] = ..., snapshot: _Optional[_Union[Transfer, _Mapping]] = ..., joint: _Optional[bool] = ...) -> None: ...
+    packed: bytes
+    pack_phase: str
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., role: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., last_index: _Optional[int] = ..., commit_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., log_bytes: _Optional[int] = ..., database_bytes: _Optional[int] = ..., objects: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., sessions: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ..., first_index: _Optional[int] = ..., level: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., disk_free_bytes: _Optional[int] = ..., disk_reserve_bytes: _Optional[int] = ..., snapshot: _Optional[_Union[Transfer, _Mapping]] = ..., joint: _Optional[bool] = ..., packed: _Optional[bytes] = ..., pack_phase: _Optional[str] = ...) -> None: ...
+
+class VerifyRequest(_message.Message):
+    __slots__ = ("tid", "references")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    references: bool
+    def __init__(self, tid: _Optional[bytes] = ..., references: _Optional[bool] = ...) -> None: ...
+
+class VerifyReport(_message.Message):
+    __slots__ = ("tid", "packed", "records", "bytes", "blobs", "objects", "problems", "digest", "done")
+    TID_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOBS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    tid: bytes
+    packed: bytes
+    records: int
+    bytes: int
+    blobs: int
+    objects: int
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    digest: bytes
+    done: bool
+    def __init__(self, tid: _Optional[bytes] = ..., packed: _Optional[bytes] = ..., records: _Optional[int] = ..., bytes: _Optional[int] = ..., blobs: _Optional[int] = ..., objects: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., digest: _Optional[bytes] = ..., done: _Optional[bool] = ...) -> None: ...
 
 class Transfer(_message.Message):
     __slots__ = ("bytes", "total_bytes")

@@ -69,6 +69,11 @@ class AdminStub:
                 request_serializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.SerializeToString,
                 response_deserializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.FromString,
                 _registered_method=True)
+        self.Verify = channel.unary_stream(
+                '/raftstorage.v1.Admin/Verify',
+                request_serializer=raftstorage_dot_proto_dot_admin__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=raftstorage_dot_proto_dot_admin__pb2.VerifyReport.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -127,6 +132,14 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Verify(self, request, context):
+        """Reads every record of this node and compares checksums; reports now and then, and in the end. It reads the state
+        as it was after one transaction, beside whatever else the node does. UNAVAILABLE: this node does not have that yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +177,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Identify,
                     request_deserializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.FromString,
                     response_serializer=raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.SerializeToString,
+            ),
+            'Verify': grpc.unary_stream_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=raftstorage_dot_proto_dot_admin__pb2.VerifyRequest.FromString,
+                    response_serializer=raftstorage_dot_proto_dot_admin__pb2.VerifyReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -355,6 +373,33 @@ class Admin:
             '/raftstorage.v1.Admin/Identify',
             raftstorage_dot_proto_dot_admin__pb2.IdentifyRequest.SerializeToString,
             raftstorage_dot_proto_dot_admin__pb2.IdentifyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/raftstorage.v1.Admin/Verify',
+            raftstorage_dot_proto_dot_admin__pb2.VerifyRequest.SerializeToString,
+            raftstorage_dot_proto_dot_admin__pb2.VerifyReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,10 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INTERNAL: _ClassVar[Reason]
     STOPPING: _ClassVar[Reason]
     STORAGE_FULL: _ClassVar[Reason]
+    PACKED: _ClassVar[Reason]
+    NO_UPLOAD: _ClassVar[Reason]
+    UNDO_REFUSED: _ClassVar[Reason]
+    UNSUPPORTED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 PROTOCOL_MISMATCH: Reason
 WRONG_CLUSTER: Reason
@@ -47,6 +51,10 @@ STALE_TID: Reason
 INTERNAL: Reason
 STOPPING: Reason
 STORAGE_FULL: Reason
+PACKED: Reason
+NO_UPLOAD: Reason
+UNDO_REFUSED: Reason
+UNSUPPORTED: Reason
 
 class RequestBatch(_message.Message):
     __slots__ = ("requests",)
@@ -61,7 +69,7 @@ class EventBatch(_message.Message):
     def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("id", "hello", "load_before", "load_serial", "history", "vote", "finish", "abort", "commit", "allocate_oids", "read_barrier", "read_transactions", "size", "part")
+    __slots__ = ("id", "hello", "load_before", "load_serial", "history", "vote", "finish", "abort", "commit", "allocate_oids", "read_barrier", "read_transactions", "size", "part", "load_many", "current_records", "transaction_log", "pack", "pack_progress", "blob_chunk", "load_blob")
     ID_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     LOAD_BEFORE_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +84,13 @@ class Request(_message.Message):
     READ_TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    LOAD_MANY_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    TRANSACTION_LOG_FIELD_NUMBER: _ClassVar[int]
+    PACK_FIELD_NUMBER: _ClassVar[int]
+    PACK_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOB_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    LOAD_BLOB_FIELD_NUMBER: _ClassVar[int]
     id: int
     hello: Hello
     load_before: LoadBefore
@@ -90,10 +105,17 @@ class Request(_message.Message):
     read_transactions: ReadTransactions
     size: Size
     part: Part
-    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., load_before: _Optional[_Union[LoadBefore, _Mapping]] = ..., load_serial: _Optional[_Union[LoadSerial, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., allocate_oids: _Optional[_Union[AllocateOids, _Mapping]] = ..., read_barrier: _Optional[_Union[ReadBarrier, _Mapping]] = ..., read_transactions: _Optional[_Union[ReadTransactions, _Mapping]] = ..., size: _Optional[_Union[Size, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
+    load_many: LoadMany
+    current_records: CurrentRecords
+    transaction_log: TransactionLog
+    pack: Pack
+    pack_progress: PackProgress
+    blob_chunk: BlobChunk
+    load_blob: LoadBlob
+    def __init__(self, id: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., load_before: _Optional[_Union[LoadBefore, _Mapping]] = ..., load_serial: _Optional[_Union[LoadSerial, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., vote: _Optional[_Union[Vote, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., allocate_oids: _Optional[_Union[AllocateOids, _Mapping]] = ..., read_barrier: _Optional[_Union[ReadBarrier, _Mapping]] = ..., read_transactions: _Optional[_Union[ReadTransactions, _Mapping]] = ..., size: _Optional[_Union[Size, _Mapping]] = ..., part: _Optional[_Union[Part, _Mapping]] = ..., load_many: _Optional[_Union[LoadMany, _Mapping]] = ..., current_records: _Optional[_Union[CurrentRecords, _Mapping]] = ..., transaction_log: _Optional[_Union[TransactionLog, _Mapping]] = ..., pack: _Optional[_Union[Pack, _Mapping]] = ..., pack_progress: _Optional[_Union[PackProgress, _Mapping]] = ..., blob_chunk: _Optional[_Union[BlobChunk, _Mapping]] = ..., load_blob: _Optional[_Union[LoadBlob, _Mapping]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("id", "failure", "welcome", "invalidations", "leader", "record", "history", "vote", "committed", "aborted", "oids", "read_point", "transactions", "size")
+    __slots__ = ("id", "failure", "welcome", "invalidations", "leader", "record", "history", "vote", "committed", "aborted", "oids", "read_point", "transactions", "size", "records", "current", "heads", "pack", "blob_stored", "blob_data")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +130,12 @@ class Event(_message.Message):
     READ_POINT_FIELD_NUMBER: _ClassVar[int]
     TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    PACK_FIELD_NUMBER: _ClassVar[int]
+    BLOB_STORED_FIELD_NUMBER: _ClassVar[int]
+    BLOB_DATA_FIELD_NUMBER: _ClassVar[int]
     id: int
     failure: Failure
     welcome: Welcome
@@ -122,7 +150,13 @@ class Event(_message.Message):
     read_point: ReadPoint
     transactions: Transactions
     size: SizeReply
-    def __init__(self, id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invalidations: _Optional[_Union[Invalidations, _Mapping]] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., history: _Optional[_Union[HistoryReply, _Mapping]] = ..., vote: _Optional[_Union[VoteReply, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., oids: _Optional[_Union[OidRange, _Mapping]] = ..., read_point: _Optional[_Union[ReadPoint, _Mapping]] = ..., transactions: _Optional[_Union[Transactions, _Mapping]] = ..., size: _Optional[_Union[SizeReply, _Mapping]] = ...) -> None: ...
+    records: Records
+    current: CurrentPage
+    heads: TransactionHeads
+    pack: PackState
+    blob_stored: BlobStored
+    blob_data: BlobData
+    def __init__(self, id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invalidations: _Optional[_Union[Invalidations, _Mapping]] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., history: _Optional[_Union[HistoryReply, _Mapping]] = ..., vote: _Optional[_Union[VoteReply, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., oids: _Optional[_Union[OidRange, _Mapping]] = ..., read_point: _Optional[_Union[ReadPoint, _Mapping]] = ..., transactions: _Optional[_Union[Transactions, _Mapping]] = ..., size: _Optional[_Union[SizeReply, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., current: _Optional[_Union[CurrentPage, _Mapping]] = ..., heads: _Optional[_Union[TransactionHeads, _Mapping]] = ..., pack: _Optional[_Union[PackState, _Mapping]] = ..., blob_stored: _Optional[_Union[BlobStored, _Mapping]] = ..., blob_data: _Optional[_Union[BlobData, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only", "min_protocol_version")
@@ -254,6 +288,72 @@ class Record(_message.Message):
     next_serial: bytes
     def __init__(self, data: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., next_serial: _Optional[bytes] = ...) -> None: ...
 
+class LoadMany(_message.Message):
+    __slots__ = ("oids", "before", "at_least", "follow")
+    OIDS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    oids: _containers.RepeatedScalarFieldContainer[bytes]
+    before: bytes
+    at_least: bytes
+    follow: int
+    def __init__(self, oids: _Optional[_Iterable[bytes]] = ..., before: _Optional[bytes] = ..., at_least: _Optional[bytes] = ..., follow: _Optional[int] = ...) -> None: ...
+
+class Records(_message.Message):
+    __slots__ = ("records",)
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[FoundRecord]
+    def __init__(self, records: _Optional[_Iterable[_Union[FoundRecord, _Mapping]]] = ...) -> None: ...
+
+class FoundRecord(_message.Message):
+    __slots__ = ("oid", "record")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    record: Record
+    def __init__(self, oid: _Optional[bytes] = ..., record: _Optional[_Union[Record, _Mapping]] = ...) -> None: ...
+
+class CurrentRecords(_message.Message):
+    __slots__ = ("start", "before", "max_bytes", "at_least")
+    START_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    start: bytes
+    before: bytes
+    max_bytes: int
+    at_least: bytes
+    def __init__(self, start: _Optional[bytes] = ..., before: _Optional[bytes] = ..., max_bytes: _Optional[int] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class CurrentPage(_message.Message):
+    __slots__ = ("records", "next")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[FoundRecord]
+    next: bytes
+    def __init__(self, records: _Optional[_Iterable[_Union[FoundRecord, _Mapping]]] = ..., next: _Optional[bytes] = ...) -> None: ...
+
+class TransactionLog(_message.Message):
+    __slots__ = ("before", "count", "at_least")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    before: bytes
+    count: int
+    at_least: bytes
+    def __init__(self, before: _Optional[bytes] = ..., count: _Optional[int] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class TransactionHeads(_message.Message):
+    __slots__ = ("transactions", "before", "packed")
+    TRANSACTIONS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    transactions: _containers.RepeatedCompositeFieldContainer[CommittedTransaction]
+    before: bytes
+    packed: bytes
+    def __init__(self, transactions: _Optional[_Iterable[_Union[CommittedTransaction, _Mapping]]] = ..., before: _Optional[bytes] = ..., packed: _Optional[bytes] = ...) -> None: ...
+
 class History(_message.Message):
     __slots__ = ("oid", "size", "at_least")
     OID_FIELD_NUMBER: _ClassVar[int]
@@ -271,18 +371,20 @@ class HistoryReply(_message.Message):
     def __init__(self, revisions: _Optional[_Iterable[_Union[Revision, _Mapping]]] = ...) -> None: ...
 
 class Revision(_message.Message):
-    __slots__ = ("tid", "user", "description", "extension", "size")
+    __slots__ = ("tid", "user", "description", "extension", "size", "no_data")
     TID_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     EXTENSION_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    NO_DATA_FIELD_NUMBER: _ClassVar[int]
     tid: bytes
     user: bytes
     description: bytes
     extension: bytes
     size: int
-    def __init__(self, tid: _Optional[bytes] = ..., user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+    no_data: bool
+    def __init__(self, tid: _Optional[bytes] = ..., user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., size: _Optional[int] = ..., no_data: _Optional[bool] = ...) -> None: ...
 
 class ReadBarrier(_message.Message):
     __slots__ = ()
@@ -331,28 +433,126 @@ class CommittedTransaction(_message.Message):
     def __init__(self, tid: _Optional[bytes] = ..., status: _Optional[bytes] = ..., user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[StoredRecord, _Mapping]]] = ...) -> None: ...
 
 class StoredRecord(_message.Message):
-    __slots__ = ("oid", "data", "no_data", "data_tid")
+    __slots__ = ("oid", "data", "no_data", "data_tid", "blob")
     OID_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NO_DATA_FIELD_NUMBER: _ClassVar[int]
     DATA_TID_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
     oid: bytes
     data: bytes
     no_data: bool
     data_tid: bytes
-    def __init__(self, oid: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ...) -> None: ...
+    blob: Blob
+    def __init__(self, oid: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class Size(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class SizeReply(_message.Message):
-    __slots__ = ("bytes", "objects")
+    __slots__ = ("bytes", "objects", "packed")
     BYTES_FIELD_NUMBER: _ClassVar[int]
     OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     objects: int
-    def __init__(self, bytes: _Optional[int] = ..., objects: _Optional[int] = ...) -> None: ...
+    packed: bytes
+    def __init__(self, bytes: _Optional[int] = ..., objects: _Optional[int] = ..., packed: _Optional[bytes] = ...) -> None: ...
+
+class Pack(_message.Message):
+    __slots__ = ("pack_id", "tid", "collect")
+    PACK_ID_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    pack_id: bytes
+    tid: bytes
+    collect: bool
+    def __init__(self, pack_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., collect: _Optional[bool] = ...) -> None: ...
+
+class PackProgress(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PackState(_message.Message):
+    __slots__ = ("pack_id", "tid", "collect", "phase", "done", "total", "unit", "removed_records", "removed_objects", "removed_bytes")
+    PACK_ID_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    pack_id: bytes
+    tid: bytes
+    collect: bool
+    phase: str
+    done: int
+    total: int
+    unit: str
+    removed_records: int
+    removed_objects: int
+    removed_bytes: int
+    def __init__(self, pack_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., collect: _Optional[bool] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., removed_records: _Optional[int] = ..., removed_objects: _Optional[int] = ..., removed_bytes: _Optional[int] = ...) -> None: ...
+
+class BlobChunk(_message.Message):
+    __slots__ = ("upload_id", "offset", "data", "crc32c")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    upload_id: bytes
+    offset: int
+    data: bytes
+    crc32c: int
+    def __init__(self, upload_id: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class BlobStored(_message.Message):
+    __slots__ = ("upload_id", "size")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    upload_id: bytes
+    size: int
+    def __init__(self, upload_id: _Optional[bytes] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Blob(_message.Message):
+    __slots__ = ("upload_id", "size", "crc32c", "same_as")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    SAME_AS_FIELD_NUMBER: _ClassVar[int]
+    upload_id: bytes
+    size: int
+    crc32c: int
+    same_as: bytes
+    def __init__(self, upload_id: _Optional[bytes] = ..., size: _Optional[int] = ..., crc32c: _Optional[int] = ..., same_as: _Optional[bytes] = ...) -> None: ...
+
+class LoadBlob(_message.Message):
+    __slots__ = ("oid", "serial", "offset", "max_bytes", "at_least")
+    OID_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    oid: bytes
+    serial: bytes
+    offset: int
+    max_bytes: int
+    at_least: bytes
+    def __init__(self, oid: _Optional[bytes] = ..., serial: _Optional[bytes] = ..., offset: _Optional[int] = ..., max_bytes: _Optional[int] = ..., at_least: _Optional[bytes] = ...) -> None: ...
+
+class BlobData(_message.Message):
+    __slots__ = ("data", "size", "crc32c")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    size: int
+    crc32c: int
+    def __init__(self, data: _Optional[bytes] = ..., size: _Optional[int] = ..., crc32c: _Optional[int] = ...) -> None: ...
 
 class Transaction(_message.Message):
     __slots__ = ("user", "description", "extension", "records", "checks", "tid", "status")
@@ -373,20 +573,22 @@ class Transaction(_message.Message):
     def __init__(self, user: _Optional[bytes] = ..., description: _Optional[bytes] = ..., extension: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[NewRecord, _Mapping]]] = ..., checks: _Optional[_Iterable[_Union[Check, _Mapping]]] = ..., tid: _Optional[bytes] = ..., status: _Optional[bytes] = ...) -> None: ...
 
 class NewRecord(_message.Message):
-    __slots__ = ("oid", "base_serial", "data", "no_data", "data_tid", "more")
+    __slots__ = ("oid", "base_serial", "data", "no_data", "data_tid", "more", "blob")
     OID_FIELD_NUMBER: _ClassVar[int]
     BASE_SERIAL_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NO_DATA_FIELD_NUMBER: _ClassVar[int]
     DATA_TID_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
     oid: bytes
     base_serial: bytes
     data: bytes
     no_data: bool
     data_tid: bytes
     more: bool
-    def __init__(self, oid: _Optional[bytes] = ..., base_serial: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
+    blob: Blob
+    def __init__(self, oid: _Optional[bytes] = ..., base_serial: _Optional[bytes] = ..., data: _Optional[bytes] = ..., no_data: _Optional[bool] = ..., data_tid: _Optional[bytes] = ..., more: _Optional[bool] = ..., blob: _Optional[_Union[Blob, _Mapping]] = ...) -> None: ...
 
 class Check(_message.Message):
     __slots__ = ("oid", "serial")
@@ -469,14 +671,60 @@ class OidRange(_message.Message):
     def __init__(self, first: _Optional[bytes] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("commit", "allocate", "fragment")
+    __slots__ = ("commit", "allocate", "fragment", "pack", "collect", "blob", "expire_uploads")
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     ALLOCATE_FIELD_NUMBER: _ClassVar[int]
     FRAGMENT_FIELD_NUMBER: _ClassVar[int]
+    PACK_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_UPLOADS_FIELD_NUMBER: _ClassVar[int]
     commit: CommitCommand
     allocate: AllocateCommand
     fragment: FragmentCommand
-    def __init__(self, commit: _Optional[_Union[CommitCommand, _Mapping]] = ..., allocate: _Optional[_Union[AllocateCommand, _Mapping]] = ..., fragment: _Optional[_Union[FragmentCommand, _Mapping]] = ...) -> None: ...
+    pack: PackCommand
+    collect: CollectCommand
+    blob: BlobCommand
+    expire_uploads: ExpireUploadsCommand
+    def __init__(self, commit: _Optional[_Union[CommitCommand, _Mapping]] = ..., allocate: _Optional[_Union[AllocateCommand, _Mapping]] = ..., fragment: _Optional[_Union[FragmentCommand, _Mapping]] = ..., pack: _Optional[_Union[PackCommand, _Mapping]] = ..., collect: _Optional[_Union[CollectCommand, _Mapping]] = ..., blob: _Optional[_Union[BlobCommand, _Mapping]] = ..., expire_uploads: _Optional[_Union[ExpireUploadsCommand, _Mapping]] = ...) -> None: ...
+
+class PackCommand(_message.Message):
+    __slots__ = ("pack_id", "tid", "collect")
+    PACK_ID_FIELD_NUMBER: _ClassVar[int]
+    TID_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    pack_id: bytes
+    tid: bytes
+    collect: bool
+    def __init__(self, pack_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., collect: _Optional[bool] = ...) -> None: ...
+
+class CollectCommand(_message.Message):
+    __slots__ = ("pack_id", "oids", "last")
+    PACK_ID_FIELD_NUMBER: _ClassVar[int]
+    OIDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    pack_id: bytes
+    oids: bytes
+    last: bool
+    def __init__(self, pack_id: _Optional[bytes] = ..., oids: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class BlobCommand(_message.Message):
+    __slots__ = ("upload_id", "offset", "data", "stamp")
+    UPLOAD_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    upload_id: bytes
+    offset: int
+    data: bytes
+    stamp: int
+    def __init__(self, upload_id: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., stamp: _Optional[int] = ...) -> None: ...
+
+class ExpireUploadsCommand(_message.Message):
+    __slots__ = ("stamp",)
+    STAMP_FIELD_NUMBER: _ClassVar[int]
+    stamp: int
+    def __init__(self, stamp: _Optional[int] = ...) -> None: ...
 
 class CommitCommand(_message.Message):
     __slots__ = ("transaction_id", "tid", "transaction", "fragments")

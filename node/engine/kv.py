@@ -12,8 +12,8 @@ from typing import Protocol
 Change = tuple[str, bytes, bytes | None]
 
 #: Families of keys, in the order of a store that keeps all in one; see `layout.py`. Append, never reorder. The one
-#: with large values is last and far from `records`: a search there must not read a neighbour of megabytes.
-FAMILIES = ("records", "transactions", "ids", "id_order", "meta", "pages", "data")
+#: with large values is far from `records`: a search there must not read a neighbour of megabytes.
+FAMILIES = ("records", "transactions", "ids", "id_order", "meta", "pages", "data", "packing", "uploads", "blobs")
 
 
 class KeyValueStore(Protocol):

@@ -15,8 +15,8 @@
                   "staging"            -> fragments of a transaction that may go on with the next entry
                   "dropped" + index    -> tid and pages of fragments (the first has this index) to be removed
 
-Format 1 had records with their data and whole transactions only, no term and no membership. It is read as it is,
-and its "state" rewritten when it is opened.
+Format 1 had records with their data and whole transactions only, no term and no membership; format 2 no deletes
+but restored ones, no packs and no blobs. They are read as they are, and the "state" rewritten when it is opened.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import google_crc32c
 from raftstorage.node.engine.api import Z64, EngineError
 from raftstorage.proto import storage_pb2 as pb
 
-FORMAT = 2
+FORMAT = 3
 #: Data above this many bytes is kept apart, in chunks of this many: whoever looks for serials, sizes and histories
 #: reads the small records only.
 INLINE_BYTES = 16 << 10
@@ -81,7 +81,7 @@ def read_state(sealed: bytes) -> tuple[State, int]:
     """The state and the format it was written in."""
     value = unseal("meta", STATE_KEY, sealed)
     (form,) = _FORMAT.unpack_from(value)
-    if form == FORMAT:
+    if form in (2, FORMAT):
         return State(*_STATE.unpack(value)[1:]), form
     if form == 1:
         _form, index, last_tid, next_oid, objects = _STATE_1.unpack(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from raftstorage.client import ClientStorage
+from raftstorage.node.versions import FEATURE_LEVEL
 from raftstorage.ops import members
 from raftstorage.ops.errors import CommandError
 from raftstorage.ops.local import ClusterError, LocalCluster
@@ -136,9 +137,9 @@ def test_the_level_rises_when_the_last_old_node_is_upgraded(
     cluster.kill(old)
     del cluster.more[old]
     cluster.start(old)
-    settled(cluster, level=1)
-    oid, tid = commit_new(storage, b"level 1")
-    assert storage.loadBefore(oid, maxtid) == (b"level 1", tid, None)
+    settled(cluster, level=FEATURE_LEVEL)
+    oid, tid = commit_new(storage, b"the newest level")
+    assert storage.loadBefore(oid, maxtid) == (b"the newest level", tid, None)
 
     # And not back again: the log may hold by now what the older software does not know.
     cluster.kill(old)
@@ -149,7 +150,7 @@ def test_the_level_rises_when_the_last_old_node_is_upgraded(
         assert "feature level" in str(refused.value)
     del cluster.more[old]
     cluster.start(old)
-    assert settled(cluster).level == 1
+    assert settled(cluster).level == FEATURE_LEVEL
 
 
 def test_software_that_does_not_fit_is_not_let_in(cluster: LocalCluster, disk_directory: Path) -> None:

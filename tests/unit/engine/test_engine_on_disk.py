@@ -17,6 +17,7 @@ import pytest
 from raftstorage.node.engine import MemoryEngine, RocksEngine
 from raftstorage.node.engine.api import Z64, Checkpointed, EngineError
 from raftstorage.node.engine.kv import FAMILIES, KeyValueStore, MemoryStore
+from raftstorage.node.engine.layout import FORMAT
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.types import Entry, EntryKind
@@ -315,11 +316,12 @@ def test_a_database_of_format_1_goes_on(kind: type, tmp_path: Path) -> None:
 
 def test_a_database_of_a_later_format_is_refused() -> None:
     store = MemoryStore()
-    store.write([("meta", b"state", sealed(struct.pack(">I", 3) + bytes(50)))])
-    with pytest.raises(EngineError, match="format 3"):
+    store.write([("meta", b"state", sealed(struct.pack(">I", FORMAT + 1) + bytes(50)))])
+    with pytest.raises(EngineError, match=f"format {FORMAT + 1}"):
         StateMachine(store)
 
 
 def test_families_keep_their_places() -> None:
     """A database tells them apart by their numbers."""
-    assert FAMILIES == ("records", "transactions", "ids", "id_order", "meta", "pages", "data")
+    assert FAMILIES[:7] == ("records", "transactions", "ids", "id_order", "meta", "pages", "data")
+    assert FAMILIES[7:] == ("packing", "uploads", "blobs")
