@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import zope.interface
@@ -34,7 +35,7 @@ class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
         ]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._records)
+        return map(copy, self._records)  # storages that wrap another one decode the data in place
 
 
 class TransactionIterator:

@@ -117,13 +117,14 @@ class Begun:
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
             for failure in conflicts:
-                self._resolve(failure)
-                resolved[failure.oid] = None
+                if self._resolve(failure):
+                    resolved[failure.oid] = None
         cluster.metrics.conflict("write")
         raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
 
-    def _resolve(self, failure: pb.Failure) -> None:
-        """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
+    def _resolve(self, failure: pb.Failure) -> bool:
+        """Replaces the record in conflict by the resolved one, which is based on the committed revision. False:
+        the data is as it was."""
         metrics = self.storage.cluster.metrics
         record = self._records.get(failure.oid)
         if failure.reason == pb.READ_CONFLICT or record is None:
@@ -131,7 +132,11 @@ class Begun:
             raise conflict(failure)
         committed = failure.serial or Z64
         base = record.base_serial or Z64
-        if base == Z64 or committed == Z64:  # no common ancestor: two objects with one oid
+        if committed == Z64 != base:
+            # It came from elsewhere, as what a DemoStorage has below its changes: here it is a new one.
+            self._put(record._replace(base_serial=Z64))
+            return False
+        if base == Z64:  # no common ancestor: two objects with one oid
             metrics.conflict("write")
             raise conflict(failure, record.data)
         try:
@@ -141,6 +146,7 @@ class Begun:
             raise
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
+        return True
 
     def abort(self) -> None:
         if self._asked:
