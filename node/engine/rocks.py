@@ -14,7 +14,7 @@ from pathlib import Path
 
 import rocksdict
 from raftstorage.node.engine.api import EngineError, EngineWriteError
-from raftstorage.node.engine.kv import FAMILIES, Change, sync_folder
+from raftstorage.node.engine.kv import FAMILIES, Change, Until, sync_folder
 from raftstorage.node.engine.layout import STATE_KEY, read_state
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
@@ -138,7 +138,9 @@ class RocksStore:
         """See KeyValueStore."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for family, key, value in changes:
-            if value is None:
+            if isinstance(value, Until):
+                batch.delete_range(_PREFIXES[family] + key, _PREFIXES[family] + value.end)
+            elif value is None:
                 batch.delete(_PREFIXES[family] + key)
             else:
                 batch.put(_PREFIXES[family] + key, value)
@@ -150,7 +152,11 @@ class RocksStore:
         with _doing("read"):
             return sum(
                 int(self._db.property_int_value(name) or 0)
-                for name in ("rocksdb.total-sst-files-size", "rocksdb.cur-size-all-mem-tables")
+                for name in (
+                    "rocksdb.total-sst-files-size",
+                    "rocksdb.total-blob-file-size",
+                    "rocksdb.cur-size-all-mem-tables",
+                )
             )
 
     def flush(self) -> None:
