@@ -31,6 +31,13 @@ def _options() -> rocksdict.Options:
     options.set_paranoid_checks(True)
     options.set_block_based_table_factory(tables)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    # What is large goes to files of its own when a memory table is flushed, and is not written again when tables
+    # are compacted. lz4 costs a fifth more time for what is packed already, and saves time for what is not.
+    options.set_enable_blob_files(True)
+    options.set_min_blob_size(64 << 10)
+    options.set_blob_file_size(64 << 20)
+    options.set_blob_compression_type(rocksdict.DBCompressionType.lz4())
+    options.set_enable_blob_gc(True)
     options.set_write_buffer_size(32 << 20)
     # Applying must not wait for one slow flush.
     options.set_max_write_buffer_number(4)
