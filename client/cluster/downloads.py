@@ -26,8 +26,8 @@ from .refusals import Random, refused, rest_seconds
 
 #: Pieces that are under way, or wait to be written, at once: 4 MiB.
 WINDOW_PIECES = 16
-#: A replica that answers others, but not this for so many seconds, is left.
-SILENT_SECONDS = 10.0
+#: A replica that answers others, but not this for so much of the patience, is left.
+SILENT_SHARE = 1 / 3
 
 
 class Sink(Protocol):
@@ -189,7 +189,7 @@ class _Download:
                 return None
 
     def _is_silent(self, target: Replica, heard: float) -> bool:
-        return target.suspect or self._clock() - heard > SILENT_SECONDS
+        return target.suspect or self._clock() - heard > self._patience * SILENT_SHARE
 
     def _may_ask(self, position: int, asked: int) -> bool:
         if self._whole is None:

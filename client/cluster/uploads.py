@@ -125,16 +125,15 @@ class _Upload:
                 pause = rest_seconds(last, self._random) or pause
             if last.reason != pb.NOT_LEADER:
                 asked.discard(target.address)
-            elif book.leader() not in (None, target):
-                pause = 0.0
 
     def _rest(self, seconds: float, after: Replica | None) -> Generator[Step, Happened, None]:
         """Ends early when another replica than `after` leads."""
         until = min(self._deadline, self._clock() + seconds)
         while (left := until - self._clock()) > 0:
-            yield Step(None, left)
-            if self._book.leader() not in (None, after):
+            leader = self._book.leader()
+            if after is not None and leader is not None and leader is not after and leader.connected:
                 return
+            yield Step(None, left)
 
     def _send_to(self, target: Replica) -> Generator[Step, Happened, pb.Event | None]:
         """All the rest, to one replica. The last answer, a failure, or None: it must be begun again."""
