@@ -12,7 +12,14 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
-from ZODB.blob import LAYOUT_MARKER, BlobFile, FilesystemHelper, rename_or_copy_blob, set_not_writable
+from ZODB.blob import (
+    LAYOUT_MARKER,
+    BlobFile,
+    FilesystemHelper,
+    auto_layout_select,
+    rename_or_copy_blob,
+    set_not_writable,
+)
 
 from ..cluster.errors import BlobDirectoryFull, ClientDisconnected, WrongCluster
 from .bound import Bound
@@ -50,7 +57,6 @@ class BlobDirectory:
     ) -> None:
         base = Path(path).absolute()
         base.mkdir(parents=True, exist_ok=True)
-        (base / "tmp").mkdir(exist_ok=True)
         self._fetch = fetch
         self._shared = shared
         self._patience = patience
@@ -61,11 +67,10 @@ class BlobDirectory:
         self._bound: Bound | None = None
         try:
             _claim(base, cluster_id, self._workshop)
-            if not shared:
-                _write_once(base / LAYOUT_MARKER, NAME, self._workshop)
-            self.fshelper = FilesystemHelper(str(base), "automatic" if shared else NAME)
-            if shared:
-                _write_once(base / LAYOUT_MARKER, self.fshelper.layout_name, self._workshop)
+            layout = auto_layout_select(str(base)) if shared else NAME
+            stated = _write_once(base / LAYOUT_MARKER, layout, self._workshop)
+            (base / "tmp").mkdir(exist_ok=True)  # ZODB's own way of making it is not for several processes
+            self.fshelper = FilesystemHelper(str(base), stated if shared else NAME)
             self.fshelper.create()
             remove_abandoned(base / "tmp")
             if size is not None and not shared:

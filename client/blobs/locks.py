@@ -32,7 +32,7 @@ class FileLock:
             os.close(descriptor)  # whoever had it has removed the file: there is a new one, or none
 
     def release(self) -> None:
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)  # the whole directory may have been removed
         os.close(self._descriptor)
 
 

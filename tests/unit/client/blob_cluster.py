@@ -25,8 +25,8 @@ def crc(data: bytes) -> int:
 
 
 class BlobCluster(FakeCluster):
-    """`damage`: what a node makes of the pieces that it sends, by node id; `on_chunk`: called for each chunk that is
-    taken, with its offset; `on_piece`: for each piece that is asked for, with the node and the offset."""
+    """`damage`: what a node makes of the pieces that it sends, by node id; `on_chunk`: called for each chunk that
+    is taken, with its offset; `on_piece`: for each piece that is asked for, with the node and the offset."""
 
     def __init__(self) -> None:
         super().__init__()
