@@ -88,7 +88,13 @@ class BlobStorage:
     # ---- writing -------------------------------------------------------------------------------------
 
     def storeBlob(  # noqa: N802
-        self, oid: bytes, oldserial: bytes | None, data: bytes, blobfilename: str, version: str, transaction: Any
+        self,
+        oid: bytes,
+        oldserial: bytes | str | None,
+        data: bytes,
+        blobfilename: str,
+        version: str,
+        transaction: Any,
     ) -> None:
         """Takes the file away at once; it is uploaded by tpc_vote."""
         self._want_writable()
@@ -96,7 +102,9 @@ class BlobStorage:
             raise POSException.Unsupported("versions")
         begun = self._begun(transaction)
         with self._taken(oid, blobfilename, begun):
-            begun.store(oid, oldserial, data)
+            # Text with the value of bytes is what other storages take, and ZODB's own tests give.
+            serial = oldserial.encode("latin-1") if isinstance(oldserial, str) else oldserial
+            begun.store(oid, serial, data)
 
     def restoreBlob(  # noqa: N802
         self, oid: bytes, serial: bytes, data: bytes, blobfilename: str, prev_txn: bytes | None, transaction: Any
