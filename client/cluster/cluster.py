@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
-from raftstorage.proto import PARTS_LEVEL
+from raftstorage.proto import HISTORY_LEVEL, PARTS_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
 from .addresses import parse_addresses
@@ -31,6 +31,7 @@ from .replicas import Replicas, Surroundings
 log = logging.getLogger(__name__)
 
 QUORUM_SECONDS = 5.0  # how long an opening client waits for a leader before it makes do with what it reached
+CATCH_UP_SECONDS = 5.0  # how long a replica may take to apply what it has before we do without it
 DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be delivered
 
 
@@ -86,6 +87,11 @@ class Cluster:
     def takes_parts(self) -> bool:
         """Whether large transactions may be sent in parts."""
         return self.limits.level >= PARTS_LEVEL
+
+    @property
+    def knows_history(self) -> bool:
+        """Whether all nodes know undo, deletions, packs and blobs."""
+        return self.limits.level >= HISTORY_LEVEL
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -160,6 +166,18 @@ class Cluster:
         seconds = self.wait_timeout if timeout is None else timeout
         flow = self._replicas.read(call, Z64, seconds, leader_first=True)
         return self._run(call.kind, flow)[0].read_point.last_tid
+
+    def catch_up(self, timeout: float = CATCH_UP_SECONDS) -> None:
+        """Waits until all replicas in reach have applied what is committed now, at most `timeout` seconds: for
+        changes that have no tid to wait for."""
+        deadline = time.monotonic() + timeout
+        addresses = run_in_loop(lambda: [replica.address for replica in self._replicas.book.connected()])
+        call = Call("read_barrier", pb.ReadBarrier())
+        for answer in [self.post(address, call) for address in addresses]:
+            try:
+                answer.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                log.warning("%s: a replica is behind; it may show what is gone for a while", self._name)
 
     def lead(self, call: Call, timeout: float | None = None) -> tuple[pb.Event, str]:
         """A call for the leader that changes nothing lasting (Vote, AllocateOids): answer, and who answered."""
