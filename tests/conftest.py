@@ -109,6 +109,12 @@ def _disk_directory() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session")
+def make_disk_directory() -> Callable[[], contextlib.AbstractContextManager[Path]]:
+    """`with make_disk_directory() as directory`: for what outlives a test."""
+    return _disk_directory
+
+
 @pytest.fixture
 def disk_directory() -> Iterator[Path]:
     """An empty directory on a disk."""
@@ -147,6 +153,12 @@ def _end(cluster: LocalCluster) -> None:
             pytest.fail(
                 f"node {cluster.node_id(i)} logged an unexpected error:\n{log[max(0, at - 2000) : at + 4000]}"
             )
+
+
+@pytest.fixture(scope="session")
+def end_cluster() -> Callable[[LocalCluster], None]:
+    """Kills all nodes of a cluster and looks for faults in their logs."""
+    return _end
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 QUORUM_SECONDS = 5.0  # how long an opening client waits for a leader before it makes do with what it reached
 CATCH_UP_SECONDS = 5.0  # how long a replica may take to apply what it has before we do without it
+LEVEL_SECONDS = 5.0  # how long a new cluster may take to learn what its nodes can do
 DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be delivered
 
 
@@ -63,6 +64,7 @@ class Cluster:
         self._read_only = read_only
         self._loop = shared_loop()
         self._news = threading.Event()  # a replica was reached, or refused us: for open()
+        self._history = threading.Event()  # all nodes know undo, deletions, packs and blobs
         self._replicas = Replicas(
             self.addresses,
             Surroundings(self._loop, random.Random(), dial if self._embedded is None else self._embedded.dial),
@@ -70,7 +72,7 @@ class Cluster:
             self.metrics,
             client_id=uuid.uuid4().hex,
             read_only=read_only,
-            changed=self._news.set,
+            changed=self._changed,
         )
 
     @property
@@ -88,10 +90,16 @@ class Cluster:
         """Whether large transactions may be sent in parts."""
         return self.limits.level >= PARTS_LEVEL
 
-    @property
-    def knows_history(self) -> bool:
-        """Whether all nodes know undo, deletions, packs and blobs."""
-        return self.limits.level >= HISTORY_LEVEL
+    def knows_history(self, timeout: float = LEVEL_SECONDS) -> bool:
+        """Whether all nodes know undo, deletions, packs and blobs. A new cluster may take a moment to find that
+        out, and is given `timeout` seconds."""
+        return self._history.wait(timeout)
+
+    def _changed(self) -> None:
+        """Called in the loop."""
+        self._news.set()
+        if self._replicas.limits.level >= HISTORY_LEVEL:
+            self._history.set()
 
     # ---- life ------------------------------------------------------------------------------------------
 

@@ -48,7 +48,8 @@ class Surroundings:
 
 
 class Replicas:
-    """`changed` is called when a replica came, went or refused us. Other parameters as `Cluster`'s."""
+    """`changed` is called when a replica came, went or refused us, or the cluster's level rose. Other
+    parameters as `Cluster`'s."""
 
     def __init__(
         self,
@@ -196,7 +197,9 @@ class Replicas:
 
     def _learn(self, leader: pb.Leader, told_by: int) -> bool:
         """`told_by`: the node id of whoever says so. Only the leader itself is believed that a member is gone."""
-        self.limits.level = max(self.limits.level, leader.level)
+        if leader.level > self.limits.level:
+            self.limits.level = leader.level
+            self._changed()
         if told_by == leader.node_id and leader.members:
             self._drop_strangers({member.address for member in leader.members})
         # One that is not connected may have another address by now.

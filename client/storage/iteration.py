@@ -131,7 +131,9 @@ class Iterating:
             except RequestRefused as refused:
                 before = after(max(last, refused.failure.serial))
                 continue
-            return _Page(start, before, found.records, found.next)
+            if found.records or not found.next:
+                return _Page(start, before, found.records, found.next)
+            start = found.next  # it looked at so many that are gone
 
     def lastInvalidations(self, count: int) -> list[tuple[bytes, list[bytes]]]:  # noqa: N802
         """(tid, oids) of the newest `count` transactions, newest first: for a ZEO server that begins to serve."""

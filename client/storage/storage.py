@@ -274,7 +274,7 @@ class ClientStorage(Histories, Iterating, Undoing, Packing, ConflictResolvingSto
             raise POSException.ReadOnlyError
 
     def _want_history(self) -> None:
-        if not self.cluster.knows_history:
+        if not self.cluster.knows_history():
             raise POSException.Unsupported("a node of the cluster is too old for undo, deletions and packs")
 
     def _begun(self, transaction: Any) -> Begun:

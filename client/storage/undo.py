@@ -40,8 +40,7 @@ class Undoing:
     lastTransaction: Callable[[], bytes]  # noqa: N815
 
     def supportsUndo(self) -> bool:  # noqa: N802
-        """Whether all nodes of the cluster are new enough for it."""
-        return self.cluster.knows_history
+        return True
 
     def undo(self, transaction_id: bytes, transaction: Any) -> tuple[None, list[bytes]]:
         """Takes back one more transaction in `transaction`, between its begin and its vote: (None, changed oids).
