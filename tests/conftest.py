@@ -30,18 +30,22 @@ DEADLINE = 60.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raftstorage")
     group.addoption("--seed", type=int, default=None, help="seed of randomized tests (default: random, printed)")
+    group.addoption("--thorough", action="store_true", help="with what takes too long for CI")
     group.addoption("--growth-rounds", type=int, default=1, help="1 -> 3 -> 5 -> 3 -> 1 so often (default: once)")
     group.addoption("--cold-restarts", type=int, default=10, help="full-cluster cold restarts (default: 10)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the soak tests out unless `-m` speaks of them."""
-    if "soak" in config.option.markexpr:
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    if soak:
-        config.hook.pytest_deselected(items=soak)
-        items[:] = [item for item in items if item not in soak]
+    """Leaves the soak tests out unless `-m` speaks of them, and the thorough ones unless asked for."""
+    left_out = set()
+    if "soak" not in config.option.markexpr:
+        left_out.add("soak")
+    if not config.option.thorough:
+        left_out.add("thorough")
+    marked = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    if marked:
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ZODB
-from BTrees.tests.testConflict import NastyConfictFunctionalTests
+from BTrees.tests import testConflict
 
 from tests.conformance.cases import Case, Embedded, OnCluster, checks_of, missing
 
@@ -26,16 +26,16 @@ class OpensOurs:
         return self.db
 
 
-class TestConflictsOnCluster(OpensOurs, NastyConfictFunctionalTests, OnCluster):
+class TestConflictsOnCluster(OpensOurs, testConflict.NastyConfictFunctionalTests, OnCluster):
     pass
 
 
-class TestConflictsEmbedded(OpensOurs, NastyConfictFunctionalTests, Embedded):
+class TestConflictsEmbedded(OpensOurs, testConflict.NastyConfictFunctionalTests, Embedded):
     pass
 
 
 @pytest.mark.parametrize("case", [TestConflictsOnCluster, TestConflictsEmbedded])
 def test_every_check_is_collected(case: type[Case]) -> None:
     assert len(unittest.TestLoader().getTestCaseNames(case)) >= CHECKS
-    assert missing(NastyConfictFunctionalTests, case) == set()
-    assert len(checks_of(NastyConfictFunctionalTests)) >= CHECKS
+    assert missing(testConflict.NastyConfictFunctionalTests, case) == set()
+    assert len(checks_of(testConflict.NastyConfictFunctionalTests)) >= CHECKS
