@@ -60,6 +60,7 @@ class Cluster:
         self.feed = Feed()
         self.wait_timeout = wait_timeout
         self.commit_timeout = commit_timeout
+        self.level_patience = LEVEL_SECONDS
         self._name = name
         self._read_only = read_only
         self._loop = shared_loop()
@@ -90,10 +91,10 @@ class Cluster:
         """Whether large transactions may be sent in parts."""
         return self.limits.level >= PARTS_LEVEL
 
-    def knows_history(self, timeout: float = LEVEL_SECONDS) -> bool:
+    def knows_history(self) -> bool:
         """Whether all nodes know undo, deletions, packs and blobs. A new cluster may take a moment to find that
-        out, and is given `timeout` seconds."""
-        return self._history.wait(timeout)
+        out, and is given `level_patience` seconds."""
+        return self._history.wait(self.level_patience)
 
     def _changed(self) -> None:
         """Called in the loop."""

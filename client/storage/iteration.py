@@ -97,26 +97,20 @@ class Iterating:
         then it is what is current. `next` may also be an oid to begin with.
         """
         token = next or b""
-        before = token[8:] or after(self.lastTransaction())
-        page = self._page_at(token[:8], before)
-        if not page.records:
-            raise ValueError("the storage has no records from there on")
-        index = bisect_left(page.records, token[:8], key=lambda record: record.oid)
-        found = page.records[index]
-        following = page.records[index + 1].oid if index + 1 < len(page.records) else page.next
-        return (
-            found.oid,
-            found.record.serial,
-            found.record.data,
-            following + page.before if following else None,
-        )
-
-    def _page_at(self, start: bytes, before: bytes) -> _Page:
+        start, before = token[:8], token[8:] or after(self.lastTransaction())
         page = self._page
         if page is None or page.before != before or not page.start <= start <= page.records[-1].oid:
             page = self._fetch(start, before)
-            self._page = page if page.records else None
-        return page
+        if not page.records:
+            raise ValueError("the storage has no records from there on")
+        index = bisect_left(page.records, start, key=lambda record: record.oid)
+        found = page.records[index]
+        if index + 1 == len(page.records) and page.next:  # where perhaps nothing is left
+            page = self._fetch(page.next, page.before)
+            index = -1
+        self._page = page if page.records else None
+        following = page.records[index + 1].oid + page.before if index + 1 < len(page.records) else None
+        return found.oid, found.record.serial, found.record.data, following
 
     def _fetch(self, start: bytes, before: bytes) -> _Page:
         last = self.cluster.feed.last
