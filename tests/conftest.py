@@ -7,6 +7,7 @@ for a guessed time: `wait_for` polls a condition up to a deadline and says what 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shutil
 import tempfile
@@ -135,9 +136,10 @@ def start_cluster(disk_directory: Path) -> Iterator[Callable[..., LocalCluster]]
     from raftstorage.ops.local import LocalCluster
 
     with contextlib.ExitStack() as stack:
+        names = itertools.chain(["cluster"], (f"cluster-{number}" for number in itertools.count(2)))
 
         def start(nodes: int = 3, kind: type[LocalCluster] = LocalCluster, **options: Any) -> LocalCluster:
-            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / "cluster", **options))
+            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / next(names), **options))
             stack.callback(_end, cluster)
             return cluster
 

@@ -19,6 +19,14 @@ from .reading import after
 PAGE_BYTES = 4 << 20
 
 
+class _StoredRecord(DataRecord):  # type: ignore[misc]
+    """`blob`: size and crc32c of the record's blob, or None."""
+
+    def __init__(self, tid: bytes, record: pb.StoredRecord) -> None:
+        super().__init__(record.oid, tid, None if record.no_data else record.data, record.data_tid or None)
+        self.blob = record.blob if record.HasField("blob") else None
+
+
 @zope.interface.implementer(interfaces.IStorageTransactionInformation)
 class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
     """One transaction; its records may be iterated over again and again. The extension's bytes are verbatim."""
@@ -31,10 +39,7 @@ class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
             message.description,
             message.extension,
         )
-        self._records = [
-            DataRecord(record.oid, message.tid, None if record.no_data else record.data, record.data_tid or None)
-            for record in message.records
-        ]
+        self._records = [_StoredRecord(message.tid, record) for record in message.records]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._records)
@@ -100,19 +105,19 @@ class Iterating:
         start, before = token[:8], token[8:] or after(self.lastTransaction())
         page = self._page
         if page is None or page.before != before or not page.start <= start <= page.records[-1].oid:
-            page = self._fetch(start, before)
+            page = self._fetch_page(start, before)
         if not page.records:
             raise ValueError("the storage has no records from there on")
         index = bisect_left(page.records, start, key=lambda record: record.oid)
         found = page.records[index]
         if index + 1 == len(page.records) and page.next:  # where perhaps nothing is left
-            page = self._fetch(page.next, page.before)
+            page = self._fetch_page(page.next, page.before)
             index = -1
         self._page = page if page.records else None
         following = page.records[index + 1].oid + page.before if index + 1 < len(page.records) else None
         return found.oid, found.record.serial, found.record.data, following
 
-    def _fetch(self, start: bytes, before: bytes) -> _Page:
+    def _fetch_page(self, start: bytes, before: bytes) -> _Page:
         last = self.cluster.feed.last
         while True:
             call = Call(

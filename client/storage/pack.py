@@ -69,7 +69,8 @@ class Packing:
     def lastPack(self) -> bytes:  # noqa: N802
         """The tid up to which the database was packed last; zeros: never (ZODB#322)."""
         with as_zodb():
-            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last).size.packed or Z64
+            size = self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last, leader_first=True).size
+        return size.packed or Z64
 
 
 def _tid_of(seconds: float) -> bytes:

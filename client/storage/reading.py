@@ -42,7 +42,7 @@ class Reader:
     def packed(self) -> bytes:
         """The tid of the newest pack; empty: there was none."""
         with as_zodb():
-            return self._cluster.read(Call("size", pb.Size()), self._point).size.packed
+            return self._cluster.read(Call("size", pb.Size()), self._point, leader_first=True).size.packed
 
     def transaction(self, tid: bytes) -> pb.CommittedTransaction | None:
         call = Call(
@@ -83,6 +83,15 @@ class Reader:
                 return NOTHING
             return Found(None, self._deletion(oid, tid))
         return Found(record.data, record.serial) if record.serial else NOTHING
+
+    def has_blob(self, oid: bytes, serial: bytes) -> bool:
+        call = Call("load_blob", pb.LoadBlob(oid=oid, serial=serial, max_bytes=1, at_least=self._point))
+        try:
+            with as_zodb(oid, but={pb.NO_SUCH_OBJECT}):
+                self._cluster.read(call, self._point)
+        except RequestRefused:
+            return False
+        return True
 
     def _deletion(self, oid: bytes, tid: bytes) -> bytes:
         """The tid of the deletion that is the newest revision below `tid`; empty: the object was never there."""

@@ -15,6 +15,8 @@ from persistent.TimeStamp import TimeStamp
 from raftstorage.proto import storage_pb2 as pb
 from ZODB import POSException
 from ZODB._compat import loads
+from ZODB.blob import is_blob_record
+from ZODB.ConflictResolution import ConflictResolvingStorage
 
 from ..cluster import Call, Cluster
 from ..cluster.bodies import Record
@@ -148,7 +150,7 @@ class _Now(NamedTuple):
 class Undo:
     """One transaction and what it takes to take it back.
 
-    `pending`: what the transaction that undoes it changes already. `resolve`: tryToResolveConflict.
+    `pending`: what the transaction that undoes it changes already. `storage`: resolves conflicts.
     """
 
     def __init__(
@@ -156,12 +158,12 @@ class Undo:
         reader: Reader,
         tid: bytes,
         pending: Mapping[bytes, Record],
-        resolve: Callable[[bytes, bytes, bytes, bytes, bytes], bytes],
+        storage: ConflictResolvingStorage,
     ) -> None:
         self._reader = reader
         self._tid = tid
         self._pending = pending
-        self._resolve = resolve
+        self._storage = storage
 
     def records(self) -> list[Record]:
         """What to store. UndoError."""
@@ -209,11 +211,18 @@ class Undo:
         if same:
             if earlier.data is None:
                 return Record(oid, now.base, no_data=True)
-            return Record(oid, now.base, earlier.data, data_tid=earlier.serial)
+            blob = self._blob(oid, earlier.serial, earlier.data)
+            return Record(oid, now.base, earlier.data, data_tid=earlier.serial, blob=blob)
         if earlier.data is None or now.data is None:
             raise POSException.UndoError("_loadBack() failed", oid)
         try:
-            data = self._resolve(oid, now.base, self._tid, earlier.data, now.data)
+            data = self._storage.tryToResolveConflict(oid, now.base, self._tid, earlier.data, now.data)
         except POSException.ConflictError:
             raise POSException.UndoError("Some data were modified by a later transaction", oid) from None
         return Record(oid, now.base, data)
+
+    def _blob(self, oid: bytes, serial: bytes, data: bytes) -> pb.Blob | None:
+        """What names the blob of a revision, which may lack one: a copy of a database can be made without them."""
+        if is_blob_record(self._storage._crs_untransform_record_data(data)) and self._reader.has_blob(oid, serial):
+            return pb.Blob(same_as=serial)
+        return None

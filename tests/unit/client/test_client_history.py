@@ -127,10 +127,12 @@ def test_pack_waits_for_a_new_cluster_to_know_its_level(cluster: FakeCluster) ->
     storage.close()
 
 
-def test_an_old_cluster_has_no_undo_pack_or_deletion(cluster: FakeCluster) -> None:
+def test_an_old_cluster_has_no_undo_pack_or_deletion(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftstorage.client.cluster.cluster.LEVEL_SECONDS", 0.01)
     cluster.level = HISTORY_LEVEL - 1
     storage = ClientStorage(cluster.addresses)
-    storage.cluster.level_patience = 0.01
     with pytest.raises(POSException.Unsupported, match="too old"):
         storage.pack(NOON)
     transaction = TransactionMetaData()
