@@ -242,12 +242,8 @@ def test_a_deletion_in_history_and_iteration(storage: ClientStorage) -> None:
     back = undo(storage, gone)
     assert [(each["tid"], each["size"]) for each in storage.history(oid, 9)] == [(back, 4), (gone, 0), (first, 4)]
     assert storage.history(oid, 2)[1]["description"] == b"delete"
-    records = [record for each in storage.iterator() for record in each]
-    assert [(record.data, record.data_txn) for record in records] == [
-        (b"data", None),
-        (None, None),
-        (b"data", first),
-    ]
+    records = [(record.data, record.data_txn) for each in storage.iterator() for record in each]
+    assert records == [(b"data", None), (None, None), (b"data", first)]
     assert storage.loadBefore(oid, gone) == (b"data", first, gone)
     with pytest.raises(POSException.POSKeyError):
         storage.loadBefore(oid, back)
