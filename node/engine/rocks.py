@@ -63,7 +63,9 @@ class RocksStore:
 
     def __init__(self, directory: Path) -> None:
         try:
-            self._db = rocksdict.Rdict(str(directory), _options())
+            options = _options()
+            # Named, or those of the day when the database was made would count.
+            self._db = rocksdict.Rdict(str(directory), options, column_families={"default": options})
         except Exception as error:
             raise EngineError(f"cannot open the database in {directory}: {error}") from error
         self._flushing = threading.Lock()

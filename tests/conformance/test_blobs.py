@@ -8,6 +8,7 @@ runner has it as a layer, which here is put round each test.
 from __future__ import annotations
 
 import doctest
+import functools
 import os
 import threading
 import unittest
@@ -63,17 +64,12 @@ def on_a_cluster(start_cluster: Callable[..., LocalCluster]) -> Callable[[str], 
 
 
 @pytest.fixture
-def on_a_cluster_shared(start_cluster: Callable[..., LocalCluster]) -> Callable[[str], Any]:
-    return lambda blob_dir: ClientStorage(start_cluster().addresses, blob_dir=blob_dir, shared_blob_dir=True)
-
-
-@pytest.fixture
-def embedded(disk_directory: Path) -> Iterator[Callable[[str], Any]]:
+def embedded(disk_directory: Path) -> Iterator[Callable[..., Any]]:
     places = [f"embedded:{disk_directory}/{number}" for number in range(2)]
     # Their nodes run already: a test that breaks `os.rename` means that of the storages.
     nodes = [ClientStorage(place) for place in places]
     unused = iter(places)
-    yield lambda blob_dir: ClientStorage(next(unused), blob_dir=blob_dir)
+    yield lambda blob_dir, **options: ClientStorage(next(unused), blob_dir=blob_dir, **options)
     for node in nodes:
         node.close()
 
@@ -121,14 +117,12 @@ def test_zodbs_suite(layered: tuple[Any, Any], on_a_cluster: Callable[[str], Any
 
 
 @pytest.mark.parametrize("layered", parameters("Shared"))
-def test_zodbs_suite_in_a_shared_directory(
-    layered: tuple[Any, Any], on_a_cluster_shared: Callable[[str], Any]
-) -> None:
-    run(*layered, on_a_cluster_shared)
+def test_zodbs_suite_in_a_shared_directory(layered: tuple[Any, Any], embedded: Callable[..., Any]) -> None:
+    run(*layered, functools.partial(embedded, shared_blob_dir=True))
 
 
 @pytest.mark.parametrize("layered", parameters("Embedded"))
-def test_zodbs_suite_embedded(layered: tuple[Any, Any], embedded: Callable[[str], Any]) -> None:
+def test_zodbs_suite_embedded(layered: tuple[Any, Any], embedded: Callable[..., Any]) -> None:
     run(*layered, embedded)
 
 
