@@ -81,7 +81,7 @@ def conflict(failure: pb.Failure, data: bytes | None = None) -> Exception:
     serials = (failure.serial or b"\0" * 8, failure.expected_serial or b"\0" * 8)
     if failure.reason == pb.READ_CONFLICT:
         return POSException.ReadConflictError(oid=failure.oid, serials=serials)  # type: ignore[no-any-return]
-    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data)  # type: ignore[no-any-return]
+    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data or None)  # type: ignore[no-any-return]
 
 
 def refusal(failure: pb.Failure) -> Exception:
