@@ -145,6 +145,7 @@ class _Now(NamedTuple):
     base: bytes  # the newest serial that is committed
     data: bytes | None  # None: there is no such object
     tid: bytes | None  # whose revision this is; None: of the transaction that is being made
+    repeats: bytes = b""  # then, the tid whose data it has
 
 
 class Undo:
@@ -179,7 +180,8 @@ class Undo:
                 found = current[record.oid]
                 now = _Now(found.serial, found.data, found.serial)
             else:
-                now = _Now(pending.base_serial, None if pending.no_data else pending.data, None)
+                data = None if pending.no_data else pending.data
+                now = _Now(pending.base_serial, data, None, pending.data_tid)
             try:
                 made.append(self._record(record, earlier[record.oid], now))
             except POSException.UndoError as error:
@@ -199,9 +201,11 @@ class Undo:
     def _record(self, undone: pb.StoredRecord, earlier: Found, now: _Now) -> Record:
         oid = undone.oid
         was = None if undone.no_data else undone.data
-        same = now.tid == self._tid or now.data == was
+        same = now.tid == self._tid or (was is not None and now.data == was)
         if not same and (was is None or now.data is None):
-            raise POSException.UndoError("_loadBack() failed", oid)
+            if now.data is not None or not self._repeats(oid, now):
+                raise POSException.UndoError("_loadBack() failed", oid)
+            same = True
         if not earlier.serial:
             if not same:
                 raise POSException.UndoError(
@@ -210,7 +214,7 @@ class Undo:
             return Record(oid, now.base, no_data=True)
         if same:
             if earlier.data is None:
-                return Record(oid, now.base, no_data=True)
+                return Record(oid, now.base, no_data=True, data_tid=earlier.serial)
             blob = self._blob(oid, earlier.serial, earlier.data)
             return Record(oid, now.base, earlier.data, data_tid=earlier.serial, blob=blob)
         if earlier.data is None or now.data is None:
@@ -220,6 +224,15 @@ class Undo:
         except POSException.ConflictError:
             raise POSException.UndoError("Some data were modified by a later transaction", oid) from None
         return Record(oid, now.base, data)
+
+    def _repeats(self, oid: bytes, now: _Now) -> bool:
+        """Whether a deletion is there because the one that is to be undone was: by being undone twice."""
+        repeats = now.repeats
+        if now.tid:
+            transaction = self._reader.transaction(now.tid)
+            records = () if transaction is None else transaction.records
+            repeats = next((record.data_tid for record in records if record.oid == oid), b"")
+        return repeats == self._tid
 
     def _blob(self, oid: bytes, serial: bytes, data: bytes) -> pb.Blob | None:
         """What names the blob of a revision, which may lack one: a copy of a database can be made without them."""

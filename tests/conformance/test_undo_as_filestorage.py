@@ -69,12 +69,13 @@ class Twin:
         return None if tid is None else self.tids.index(tid)
 
     def content(self) -> list[Any]:
-        """All transactions with all records, told without tids."""
+        """All transactions with all records, told without tids. A FileStorage that undid several transactions in one
+        may have an object twice in it: the last one counts."""
         return [
             (
                 self.number(each.tid),
                 each.description,
-                sorted((r.oid, r.data, self.number(r.data_txn) if r.data else None) for r in each),
+                {r.oid: (r.data, self.number(r.data_txn)) for r in each},
             )
             for each in self.storage.iterator()
         ]
@@ -154,10 +155,8 @@ def test_same_as_filestorage(run: int, twins: list[Twin], rng: random.Random) ->
                 numbers.sort(reverse=True)
             changes = [undo_of(twin, numbers) for twin in twins]
         refused, also = (twin.begin(change, number) for twin, change in zip(twins, changes, strict=True))
-        # An object that was deleted by another transaction is as good as deleted with us; a FileStorage wants a
-        # pointer from one deletion to the other.
-        if not ("_loadBack() failed" in refused and not also):
-            assert refused == also
+        # In one text a FileStorage leaves a %s as it is.
+        assert refused.replace(" for %s", "") == also
         for twin in twins:
             twin.end(commit=not refused)
         for oid in OIDS:
