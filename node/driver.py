@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
+from raftstorage.node.applying import Applying
 from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Engine
 from raftstorage.node.engine.kv import KeyValueStore
@@ -48,7 +49,8 @@ class Driver(Standing):
     tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of a
     snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
     is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log,
-    `in_thread`: runs what takes long beside the loop; a simulator has its own.
+    `in_thread`: runs what takes long beside the loop, `clock`: in seconds, says how long applying has taken; a
+    simulator has its own.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Driver(Standing):
         observer: Observer | None = None,
         writer: WriterFactory = LogWriter,
         in_thread: Callable[[Callable[[], object]], Awaitable[object]] = asyncio.to_thread,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -77,6 +80,8 @@ class Driver(Standing):
         self._observer = observer
         self._make_writer = writer
         self._in_thread = in_thread
+        self._clock = clock
+        self._applying = Applying(engine, clock)
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
         self._place = place or cannot_place
@@ -302,7 +307,7 @@ class Driver(Standing):
             request = self._reads.next_request()
             if request:
                 self._core.read_index(request)
-            self._carry_out(self._core.take_output())
+            self._carry_out(self._core.take_output(apply=self._applying.idle))
         except Exception as error:
             self._fatal(error)
         finally:
@@ -315,7 +320,8 @@ class Driver(Standing):
             self.work.queued(persist)
             self._writer.put(persist)
         # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
-        if output.apply:
+        applies = bool(output.apply) or not self._applying.idle
+        if applies:
             self._apply(output.apply)
         if output.role is not None:
             self._role(output.role)
@@ -327,7 +333,7 @@ class Driver(Standing):
                 wanted(output.fetch)
         self._reads.confirmed(output.reads, self.applied_index)
         self._reads.lost(output.reads_lost)
-        if output.apply:
+        if applies:
             self._schedule()  # there may be more; the loop gets its turn in between
 
     def _durable(self, batch: list[Persist]) -> None:
@@ -349,6 +355,7 @@ class Driver(Standing):
         if self._installing is None:
             raise RuntimeError("a snapshot is in the log that nobody has handed in")
         (store, done), self._installing = self._installing, None
+        self._applying.forget()
         old = self.engine.adopt(store)
         log.info("installed a snapshot", extra={"applied_index": self.applied_index})
         for listener in self.on_installed:
@@ -358,22 +365,21 @@ class Driver(Standing):
             done.set_result(old)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
-        begin = time.perf_counter()
-        engine = self.engine
-        applied = [(entry, engine.apply(entry)) for entry in entries]
+        begin = self._clock()
+        applied = self._applying.turn(entries)
         for listener in self.on_applied:
             listener(applied)
         if self._observer is not None:
             self._observer.applied_batch(
-                time.perf_counter() - begin,
+                self._clock() - begin,
                 sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
-        done = engine.applied_index
+        done = self.engine.applied_index
         self.work.applied(done)
         self._reads.applied(done)
         if self._core.role is Role.LEADER and self._ready_term != self._core.term:
             term = self._core.term
-            if any(entry.kind is EntryKind.NOOP and entry.term == term for entry in entries):
+            if any(entry.kind is EntryKind.NOOP and entry.term == term for entry, _ in applied):
                 self._ready_term = term
                 log.info("leads", extra={"applied_index": done})
                 for ready in self.on_ready:

@@ -82,6 +82,18 @@ class Timeouts(random.Random):
         return super().randrange(start, stop, step)
 
 
+class Uneven:
+    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs are applied in uneven turns."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._rng = random.Random(f"{node.world.seed}/applying {node.id} {node.lives}")
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += self._rng.random() * 0.004
+        return self._now
+
+
 @dataclass
 class Crash:
     """Strikes when the node passes `point` once more than `passes` times; it is down for `seconds` then."""
@@ -189,6 +201,7 @@ class SimNode:
                 self, log, loop, done, fatal, install
             ),
             in_thread=self._in_thread,
+            clock=Uneven(self),
         )
         self.wal = wal
         self.engine = engine

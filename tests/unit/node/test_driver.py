@@ -286,6 +286,31 @@ def test_a_backlog_is_applied_in_slices(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_turn_of_applying_is_bounded_in_time(tmp_path: Path) -> None:
+    """However many entries fit into the bytes of a turn; in a clock that applying one entry moves by 2 ms."""
+
+    async def work() -> None:
+        now = 0.0
+
+        def clock() -> float:
+            nonlocal now
+            now += 0.002
+            return now
+
+        cluster = Cluster(tmp_path, nodes=1, clock=clock)
+        slices: list[int] = []
+        cluster[1].on_applied.append(lambda batch: slices.append(len(batch)))
+        async with cluster:
+            leader = await cluster.leader()
+            last = leader.propose_many([COMMAND] * 50) + 49
+            await leader.wait_applied(last)
+            assert leader.engine.applied_index == last
+        assert sum(slices) == last
+        assert max(slices) == 3
+
+    run(work())
+
+
 def test_stopping_tells_those_who_wait(tmp_path: Path) -> None:
     async def work() -> None:
         async with Cluster(tmp_path) as cluster:
