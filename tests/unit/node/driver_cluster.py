@@ -104,6 +104,7 @@ class Cluster:
                 wal,
                 MemoryEngine(),
                 Wire(self.network),
+                place=lambda base, wal=wal: wal.reset(base.index, base.term),
                 tick_seconds=TICK,
                 fatal=self.failures,
                 rng=random.Random(node),

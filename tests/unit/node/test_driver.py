@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from raftstorage.node.driver import LeadershipLost
+from raftstorage.node.engine import MemoryEngine
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.raft.types import (
     Entry,
@@ -20,6 +22,7 @@ from raftstorage.node.raft.types import (
     NotLeader,
     Role,
     RoleChange,
+    SnapshotBase,
 )
 
 from tests.unit.node.driver_cluster import (
@@ -307,6 +310,31 @@ def test_a_turn_of_applying_is_bounded_in_time(tmp_path: Path) -> None:
             assert leader.engine.applied_index == last
         assert sum(slices) == last
         assert max(slices) == 3
+
+    run(work())
+
+
+def test_a_snapshot_takes_the_place_of_what_is_left_to_apply(tmp_path: Path) -> None:
+    """One entry in a turn: the snapshot comes long before the follower is through with what is committed."""
+
+    async def work() -> None:
+        ticking = itertools.count()
+        async with Cluster(tmp_path, clock=lambda: float(next(ticking))) as cluster:
+            leader = await cluster.leader()
+            follower = next(cluster[node] for node in (1, 2, 3) if cluster[node] is not leader)
+            ahead = MemoryEngine()
+            for index in range(1, 4001):
+                ahead.apply(Entry(1, index, EntryKind.COMMAND, COMMAND))
+            last = leader.propose_many([COMMAND] * 3000) + 2999
+            while follower.commit_index < last:
+                await asyncio.sleep(0)
+            assert follower.applied_index < last - 1000
+            cluster.network.cut.add(follower.node_id)
+            base = SnapshotBase(ahead.applied_index, leader.term, leader.membership)
+            assert await follower.install(ahead._store, base) is not None
+            assert follower.applied_index == base.index
+            await follower.flush()
+            assert follower.applied_index == base.index and not cluster.failures.errors
 
     run(work())
 
