@@ -53,8 +53,10 @@ class Oids(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def pages(self) -> Iterator[tuple[bytes, ...]]:
-        """All of them in stored order, some at a time. Entries may be applied in between."""
+    @property
+    def page_count(self) -> int: ...
+    def pages(self, first: int = 0) -> Iterator[tuple[bytes, ...]]:
+        """All of them in stored order, from page number `first` on. Entries may be applied in between."""
 
     @property
     def last(self) -> tuple[bytes, ...]:

@@ -83,7 +83,7 @@ class Timeouts(random.Random):
 
 
 class Uneven:
-    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs are applied in uneven turns."""
+    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs need uneven turns."""
 
     def __init__(self, node: SimNode) -> None:
         self._rng = random.Random(f"{node.world.seed}/applying {node.id} {node.lives}")

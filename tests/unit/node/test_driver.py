@@ -326,8 +326,7 @@ def test_a_snapshot_takes_the_place_of_what_is_left_to_apply(tmp_path: Path) -> 
             for index in range(1, 4001):
                 ahead.apply(Entry(1, index, EntryKind.COMMAND, COMMAND))
             last = leader.propose_many([COMMAND] * 3000) + 2999
-            while follower.commit_index < last:
-                await asyncio.sleep(0)
+            await until(lambda: follower.commit_index >= last, lambda: asyncio.sleep(0))
             assert follower.applied_index < last - 1000
             cluster.network.cut.add(follower.node_id)
             base = SnapshotBase(ahead.applied_index, leader.term, leader.membership)
