@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.raft.types import Entry
@@ -19,23 +20,36 @@ class Applying:
         self._engine = engine
         self._clock = clock
         self._left: deque[Entry] = deque()
+        self._stopped = 0
 
     @property
-    def idle(self) -> bool:
-        """Is nothing left of earlier turns? Only then does the core hand out more."""
-        return not self._left
+    def ready(self) -> bool:
+        """Is nothing left of earlier turns, and may the next one go on? Only then the core is to hand out more."""
+        return not self._left and not self._stopped
 
     def turn(self, entries: Sequence[Entry]) -> list[tuple[Entry, Applied]]:
-        """What is left and `entries`, as far as the turn's time reaches: at least one, if there is one."""
+        """Applies what is left and `entries`, as far as the turn's time reaches; what it has applied.
+
+        Nothing while it is stopped, or while the engine could only wait: then another turn is to be tried later.
+        """
         self._left.extend(entries)
         applied: list[tuple[Entry, Applied]] = []
         begin = self._clock()
-        while self._left:
+        while self._left and not self._stopped and not self._engine.congested:
             entry = self._left.popleft()
             applied.append((entry, self._engine.apply(entry)))
             if self._clock() - begin > TURN_SECONDS:
                 break
         return applied
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """In the block nothing is applied."""
+        self._stopped += 1
+        try:
+            yield
+        finally:
+            self._stopped -= 1
 
     def forget(self) -> None:
         """Another state has come, which holds what is left."""

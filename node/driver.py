@@ -11,7 +11,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 from raftstorage.node.applying import Applying
@@ -35,7 +36,7 @@ from raftstorage.node.raft.types import (
     SnapshotBase,
 )
 from raftstorage.node.standing import Standing
-from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters
+from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters, in_time
 
 __all__ = ["Driver", "LeadershipLost"]
 
@@ -184,6 +185,13 @@ class Driver(Standing):
         self._pump()
         return await done
 
+    @contextmanager
+    def applying_nothing(self) -> Iterator[None]:
+        """In the block the engine's state stays as it is, but for the installation of a snapshot."""
+        with self._applying.stopped():
+            yield
+        self._schedule()
+
     async def flush(self) -> None:
         """Returns when what was applied before the call is on disk. A failure ends the process."""
         async with self._flushing:
@@ -214,7 +222,7 @@ class Driver(Standing):
         future: asyncio.Future[None] = self._loop.create_future()
         self._reads.add(future)
         self._schedule()
-        await self._in_time(future, timeout)
+        await in_time(future, timeout, lambda: self.leader)
 
     async def wait_applied(self, index: int, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Returns once log index `index` is applied here. TimeoutError or LeadershipLost as `read_barrier`."""
@@ -224,16 +232,7 @@ class Driver(Standing):
             raise LeadershipLost("the node is stopping")
         future: asyncio.Future[None] = self._loop.create_future()
         self._reads.until(index, future, self.applied_index)
-        await self._in_time(future, timeout)
-
-    async def _in_time(self, future: asyncio.Future[None], timeout: float) -> None:  # noqa: ASYNC109
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        except TimeoutError:
-            if self.leader == 0:
-                raise LeadershipLost(f"no leader is known after {timeout:g} s") from None
-            raise
+        await in_time(future, timeout, lambda: self.leader)
 
     async def wait_role(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
@@ -307,7 +306,7 @@ class Driver(Standing):
             request = self._reads.next_request()
             if request:
                 self._core.read_index(request)
-            self._carry_out(self._core.take_output(apply=self._applying.idle))
+            self._carry_out(self._core.take_output(apply=self._applying.ready))
         except Exception as error:
             self._fatal(error)
         finally:
@@ -320,9 +319,7 @@ class Driver(Standing):
             self.work.queued(persist)
             self._writer.put(persist)
         # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
-        applies = bool(output.apply) or not self._applying.idle
-        if applies:
-            self._apply(output.apply)
+        applied = self._apply(output.apply)
         if output.role is not None:
             self._role(output.role)
         if output.membership is not None:
@@ -333,8 +330,8 @@ class Driver(Standing):
                 wanted(output.fetch)
         self._reads.confirmed(output.reads, self.applied_index)
         self._reads.lost(output.reads_lost)
-        if applies:
-            self._schedule()  # there may be more; the loop gets its turn in between
+        if applied:
+            self._schedule()  # the loop gets its turn in between
 
     def _durable(self, batch: list[Persist]) -> None:
         self.work.durable(batch)
@@ -364,9 +361,12 @@ class Driver(Standing):
         if not done.done():
             done.set_result(old)
 
-    def _apply(self, entries: Sequence[Entry]) -> None:
+    def _apply(self, entries: Sequence[Entry]) -> bool:
+        """A turn of applying; True: there may be another one at once."""
         begin = self._clock()
         applied = self._applying.turn(entries)
+        if not applied:
+            return False
         for listener in self.on_applied:
             listener(applied)
         if self._observer is not None:
@@ -385,6 +385,7 @@ class Driver(Standing):
                 for ready in self.on_ready:
                     ready()
                 self._role_waiters.wake()
+        return True
 
     def _role(self, change: RoleChange) -> None:
         log.info("now %s", change.role.value, extra={"leader": change.leader})

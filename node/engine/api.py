@@ -140,6 +140,10 @@ class Engine(Protocol):
     def last_tid(self) -> bytes:
         """Tid of the newest committed transaction; Z64 in an empty database."""
 
+    @property
+    def congested(self) -> bool:
+        """Would `apply` wait for the disk, perhaps for seconds? It will not after a while, without being called."""
+
     def apply(self, entry: Entry) -> Applied:
         """Applies what a COMMAND holds (a serialized Command); keeps a MEMBERSHIP's data; a NOOP changes nothing.
 

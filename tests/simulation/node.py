@@ -48,6 +48,7 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
 
 @cache
@@ -135,6 +136,7 @@ class SimNode:
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
         self._fault_rng = world.random(f"disk {node_id}")
+        self._pace_rng = world.random(f"pace {node_id}")
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
@@ -144,7 +146,9 @@ class SimNode:
         network.hosts[node_id] = self
 
     def _new_store(self) -> SimStore:
-        return SimStore(lambda: self._rng.random() < 0.1, self.point)
+        return SimStore(
+            lambda: self._rng.random() < 0.1, self.point, lambda: self._pace_rng.random() < CONGESTED_CHANCE
+        )
 
     # ---- life ------------------------------------------------------------------------------------------
 

@@ -314,6 +314,38 @@ def test_a_turn_of_applying_is_bounded_in_time(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_congested_engine_is_left_alone_and_the_node_goes_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader = await cluster.leader()
+            await leader.wait_applied(leader.propose(COMMAND))
+            before = leader.applied_index
+            leader.engine._store.congested = True  # type: ignore[attr-defined]
+            last = leader.propose_many([COMMAND] * 10) + 9
+            with pytest.raises(TimeoutError):
+                await leader.wait_applied(last, timeout=10 * TICK)
+            assert (leader.applied_index, leader.commit_index, leader.role) == (before, last, Role.LEADER)
+            leader.engine._store.congested = False  # type: ignore[attr-defined]
+            await leader.wait_applied(last)
+
+    run(work())
+
+
+def test_nothing_is_applied_where_the_state_must_stay(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader = await cluster.leader()
+            await leader.wait_applied(leader.propose(COMMAND))
+            with leader.applying_nothing():
+                before = leader.applied_index
+                last = leader.propose_many([COMMAND] * 10) + 9
+                await until(lambda: leader.commit_index == last, leader.flush)
+                assert leader.applied_index == before
+            await leader.wait_applied(last)
+
+    run(work())
+
+
 def test_a_snapshot_takes_the_place_of_what_is_left_to_apply(tmp_path: Path) -> None:
     """One entry in a turn: the snapshot comes long before the follower is through with what is committed."""
 
