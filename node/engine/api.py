@@ -142,7 +142,7 @@ class Engine(Protocol):
 
     @property
     def congested(self) -> bool:
-        """Would `apply` wait for the disk, perhaps for seconds? It will not after a while, without being called."""
+        """Would `apply` wait for the disk, perhaps for seconds? That ends by itself."""
 
     def apply(self, entry: Entry) -> Applied:
         """Applies what a COMMAND holds (a serialized Command); keeps a MEMBERSHIP's data; a NOOP changes nothing.

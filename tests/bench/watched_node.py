@@ -1,7 +1,7 @@
-"""`raftstorage.node` that tells what held its loop: one JSON line for each callback of more than 20 ms.
+"""`raftstorage.node` that writes into WATCHED_FILE what held its loop for more than 20 ms, as lines of JSON.
 
-Behind what its loop ran, it says where the time went: `wall`, of that `cpu` of the loop's thread and `queued` for a
-processor, in ms; the rest went on waiting for the interpreter or for the disk. The file is named by WATCHED_FILE.
+Each says where the time went, in ms: `wall`, of that `cpu` of the loop's thread and `queued` for a processor; the
+rest went on waiting for the disk, or for the interpreter, which another thread had.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def _name(handle: events.Handle) -> str:
         while getattr(coroutine, "cr_await", None) is not None and hasattr(coroutine.cr_await, "cr_code"):
             coroutine = coroutine.cr_await
         return f"task {getattr(coroutine, '__qualname__', coroutine)}"
-    return str(getattr(callback, "__qualname__", callback))
+    return str(
+        getattr(callback, "__qualname__", getattr(getattr(callback, "func", None), "__qualname__", callback))
+    )
 
 
 def watch(path: Path) -> None:
