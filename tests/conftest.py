@@ -7,6 +7,7 @@ for a guessed time: `wait_for` polls a condition up to a deadline and says what 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raftstorage")
     group.addoption("--seed", type=int, default=None, help="seed of randomized tests (default: random, printed)")
     group.addoption("--growth-rounds", type=int, default=1, help="1 -> 3 -> 5 -> 3 -> 1 so often (default: once)")
+    group.addoption("--blob-megabytes", type=int, default=256, help="size of a large blob (default: 256)")
     group.addoption("--cold-restarts", type=int, default=10, help="full-cluster cold restarts (default: 10)")
 
 
@@ -125,9 +127,10 @@ def start_cluster(disk_directory: Path) -> Iterator[Callable[..., LocalCluster]]
     from raftstorage.ops.local import LocalCluster
 
     with contextlib.ExitStack() as stack:
+        names = itertools.chain(["cluster"], (f"cluster-{number}" for number in itertools.count(2)))
 
         def start(nodes: int = 3, kind: type[LocalCluster] = LocalCluster, **options: Any) -> LocalCluster:
-            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / "cluster", **options))
+            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / next(names), **options))
             stack.callback(_end, cluster)
             return cluster
 

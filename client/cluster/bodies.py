@@ -11,6 +11,8 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: A record or a check beside its data in a serialized Transaction, at most.
 HEAD_BYTES = 48
+#: More for a record that has a blob.
+BLOB_BYTES = 48
 #: Of a record's data in one part, when it takes several.
 _CHUNK_BYTES = PART_BYTES - HEAD_BYTES
 
@@ -23,6 +25,12 @@ class Record(NamedTuple):
     data: bytes = b""
     no_data: bool = False
     data_tid: bytes = b""
+    blob: pb.Blob | None = None
+
+    @property
+    def head_bytes(self) -> int:
+        """Beside its data, at most."""
+        return HEAD_BYTES if self.blob is None else HEAD_BYTES + BLOB_BYTES
 
     def add_to(self, transaction: pb.Transaction) -> None:
         transaction.records.add(
@@ -31,6 +39,7 @@ class Record(NamedTuple):
             data=self.data,
             no_data=self.no_data,
             data_tid=self.data_tid,
+            blob=self.blob,
         )
 
 
@@ -51,7 +60,10 @@ class _Piece(NamedTuple):
             return
         (whole,) = self.records
         data = memoryview(whole.data)[self.begin : self.end]
-        part = transaction.records.add(oid=whole.oid, data=bytes(data), more=self.end < len(whole.data))
+        last = self.end == len(whole.data)
+        part = transaction.records.add(
+            oid=whole.oid, data=bytes(data), more=not last, blob=whole.blob if last else None
+        )
         if not self.begin:
             part.base_serial, part.data_tid = whole.base_serial, whole.data_tid
 
@@ -109,7 +121,8 @@ def make_body(
     """
     if in_parts:
         size = head.ByteSize() + sum(len(record.data) for record in records.values())
-        if size + HEAD_BYTES * (len(records) + len(checks)) > PART_BYTES:
+        heads = sum(record.head_bytes for record in records.values()) + HEAD_BYTES * len(checks)
+        if size + heads > PART_BYTES:
             pieces, sizes = _split(list(records.values()), checks)
             return LargeBody(head.SerializeToString(), Parts(pieces, sizes), size)
     for record in records.values():
@@ -131,15 +144,16 @@ def _split(records: Sequence[Record], checks: Mapping[bytes, bytes]) -> tuple[li
     begin = 0
     size = 0
     for position, record in enumerate(records):
-        weight = len(record.data) + HEAD_BYTES
+        weight = len(record.data) + record.head_bytes
         if position > begin and (size + weight > PART_BYTES or position - begin == PART_OBJECTS):
             put(_Piece(records[begin:position]), size)
             begin, size = position, 0
         size += weight
         if size > PART_BYTES:  # it begins a part, and is too large for it
-            for start in range(0, len(record.data), _CHUNK_BYTES):
-                end = min(len(record.data), start + _CHUNK_BYTES)
-                put(_Piece([record], begin=start, end=end), end - start + HEAD_BYTES)
+            chunk = _CHUNK_BYTES + HEAD_BYTES - record.head_bytes
+            for start in range(0, len(record.data), chunk):
+                end = min(len(record.data), start + chunk)
+                put(_Piece([record], begin=start, end=end), end - start + record.head_bytes)
             begin, size = position + 1, 0
     if begin < len(records):
         put(_Piece(records[begin:]), size)

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from prometheus_client import CollectorRegistry
 from raftstorage.proto import PARTS_LEVEL
@@ -20,17 +20,22 @@ from raftstorage.proto import storage_pb2 as pb
 from .addresses import parse_addresses
 from .bodies import Body
 from .connection import dial
+from .downloads import Sink
 from .embedded import Embedded, embedded_directory
 from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, RequestRefused
 from .feed import Feed
 from .loop import Waiter, in_loop_thread, run_in_loop, shared_loop
 from .metrics import Metrics
-from .policy import Z64, Call, Flow
+from .piping import Pipe
+from .policy import Z64, Call, Flow, Signal
 from .replicas import Replicas, Surroundings
+from .runner import Running
+from .uploads import Source
 
 log = logging.getLogger(__name__)
 
 QUORUM_SECONDS = 5.0  # how long an opening client waits for a leader before it makes do with what it reached
+LEVEL_SECONDS = 5.0  # how long members may take to tell each other what they know
 DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be delivered
 
 
@@ -87,6 +92,12 @@ class Cluster:
         """Whether large transactions may be sent in parts."""
         return self.limits.level >= PARTS_LEVEL
 
+    def reaches(self, level: int) -> bool:
+        """Whether all members know that feature level. That of a new cluster is waited for."""
+        return self.limits.level >= level or (
+            self._run("level", self._replicas.level(level, LEVEL_SECONDS))[0].leader.level >= level
+        )
+
     # ---- life ------------------------------------------------------------------------------------------
 
     def open(self, *, patience: float) -> None:
@@ -140,14 +151,54 @@ class Cluster:
         """Drives a flow to its end: its answer, and the address it came from. Failures raise RequestRefused."""
         if in_loop_thread():
             raise RuntimeError("a storage must not be used in the client's loop thread")
-        waiter: Waiter[tuple[pb.Event, str]] = Waiter()
         begun = time.perf_counter()
-        self._loop.call_soon_threadsafe(self._replicas.launch, flow, waiter)
-        event, address = waiter.wait(None)  # every flow has a deadline
+        event, address = self.start(flow).wait(None)  # every flow has a deadline
         self.metrics.observe(name, time.perf_counter() - begun)
         if event.HasField("failure"):
             raise RequestRefused(event.failure)
         return event, address
+
+    def start(self, flow: Flow) -> Waiter[tuple[pb.Event, str]]:
+        """Begins to drive a flow. Its answer may be a failure."""
+        waiter: Waiter[tuple[pb.Event, str]] = Waiter()
+        self._loop.call_soon_threadsafe(self._replicas.launch, flow, waiter)
+        return waiter
+
+    def run_piped(self, name: str, flow: Flow, pipe: Pipe) -> pb.Event:
+        """As `_run`, for a flow with a file at its end: this thread reads or writes it. OSError ends the flow."""
+        if in_loop_thread():
+            raise RuntimeError("a storage must not be used in the client's loop thread")
+        ending = _Ending(pipe)
+        running: list[Running | None] = []
+        begun = time.perf_counter()
+        self._loop.call_soon_threadsafe(lambda: running.append(self._replicas.launch(flow, ending)))
+
+        def tell() -> None:
+            (flowing,) = running
+            if flowing is not None:
+                flowing.tell(Signal.CHANGED)
+
+        def give_up(error: BaseException) -> None:
+            (flowing,) = running
+            if flowing is not None:
+                flowing.fail(error)
+
+        try:
+            pipe.work(lambda: self._loop.call_soon_threadsafe(tell))
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(give_up, error)
+            raise
+        event, _ = ending.wait(None)
+        self.metrics.observe(name, time.perf_counter() - begun)
+        if event.HasField("failure"):
+            raise RequestRefused(event.failure)
+        return event
+
+    def upload_flow(self, source: Source, upload_id: bytes, size: int) -> Flow:
+        return self._replicas.upload(source, upload_id, size, self.wait_timeout)
+
+    def download_flow(self, oid: bytes, serial: bytes, at_least: bytes, sink: Sink, passed_over: Set[str]) -> Flow:
+        return self._replicas.download(oid, serial, at_least, sink, passed_over, self.wait_timeout)
 
     def read(self, call: Call, at_least: bytes = Z64, timeout: float | None = None) -> pb.Event:
         """A call that any replica answers which has applied `at_least`."""
@@ -212,3 +263,21 @@ class Cluster:
             return leader.address if leader is not None and leader.connected else None
 
         return run_in_loop(find)
+
+
+class _Ending(Waiter[tuple[pb.Event, str]]):
+    """Closes the pipe with the flow's result."""
+
+    __slots__ = ("_pipe",)
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def set_result(self, result: tuple[pb.Event, str]) -> None:
+        super().set_result(result)
+        self._pipe.close()
+
+    def set_error(self, error: BaseException) -> None:
+        super().set_error(error)
+        self._pipe.close()

@@ -76,6 +76,18 @@ class RecordTooLarge(ClusterError):
     """A record or a transaction is over the cluster's limit (bytes)."""
 
 
+class UploadExpired(ClusterError, TransientError):  # type: ignore[misc]
+    """The cluster has forgotten what was uploaded for a blob. Nothing was changed; run the transaction again."""
+
+
+class BlobDamaged(ClusterError):
+    """No replica that could be asked gave a blob as it was stored."""
+
+
+class BlobDirectoryFull(ClusterError):
+    """The client's own disk has no room for a blob; nothing of it is left there."""
+
+
 class EmbeddedError(ClusterError):
     """The node inside this process cannot be opened, or has ended; a storage that is opened anew may work."""
 

@@ -23,6 +23,7 @@ class _Families:
         self.refusals = counter("refusals", "Answers that put a call off: busy, storage_full.", "reason")
         self.failovers = counter("failovers", "Times that another leader took over.")
         self.disconnects = counter("disconnects", "Streams to replicas that were lost.")
+        self.blob_bytes = counter("blob_bytes", "Bytes of blobs: sent, received.", "direction")
         self.leader = Gauge(
             "raftstorage_client_leader", "Node id of the leader; 0: none known.", ("storage",), registry=registry
         )
@@ -64,6 +65,10 @@ class Metrics:
     def conflict(self, kind: str) -> None:
         """`kind`: write, read or resolved."""
         self._families.conflicts.labels(self._storage, kind).inc()
+
+    def blob_bytes(self, direction: str, count: int) -> None:
+        """`direction`: sent or received."""
+        self._families.blob_bytes.labels(self._storage, direction).inc(count)
 
     def observe(self, call: str, seconds: float) -> None:
         child = self._seconds.get(call)

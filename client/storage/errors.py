@@ -44,6 +44,18 @@ class RecordTooLarge(cluster.RecordTooLarge, POSException.TransactionTooLargeErr
     __doc__ = cluster.RecordTooLarge.__doc__
 
 
+class UploadExpired(cluster.UploadExpired, POSException.StorageTransactionError):  # type: ignore[misc]
+    __doc__ = cluster.UploadExpired.__doc__
+
+
+class BlobDamaged(cluster.BlobDamaged, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.BlobDamaged.__doc__
+
+
+class BlobDirectoryFull(cluster.BlobDirectoryFull, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.BlobDirectoryFull.__doc__
+
+
 class EmbeddedError(cluster.EmbeddedError, POSException.StorageSystemError):  # type: ignore[misc]
     __doc__ = cluster.EmbeddedError.__doc__
 
@@ -78,6 +90,10 @@ def refusal(failure: pb.Failure) -> Exception:
             return POSException.ReadOnlyError(text)  # type: ignore[no-any-return]
         case pb.LEASE_EXPIRED:
             return LeaseExpired(text)
+        case pb.NO_UPLOAD:
+            return UploadExpired(text)
+        case pb.UNSUPPORTED:
+            return POSException.Unsupported(text)  # type: ignore[no-any-return]
         case pb.UNKNOWN_VOTE | pb.STALE_TID:
             return POSException.StorageTransactionError(text)  # type: ignore[no-any-return]
         case pb.PROTOCOL_MISMATCH:
@@ -115,6 +131,10 @@ def as_zodb(oid: bytes = b"") -> Iterator[None]:
         raise StorageFull(str(error)) from error
     except cluster.ClientDisconnected as error:
         raise ClientDisconnected(str(error)) from error
+    except cluster.BlobDamaged as error:
+        raise BlobDamaged(str(error)) from error
+    except cluster.BlobDirectoryFull as error:
+        raise BlobDirectoryFull(str(error)) from error
     except cluster.DirectoryInUse as error:
         raise DirectoryInUse(str(error)) from error
     except cluster.EmbeddedError as error:

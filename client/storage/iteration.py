@@ -16,6 +16,14 @@ from .errors import as_zodb
 PAGE_BYTES = 4 << 20
 
 
+class _StoredRecord(DataRecord):  # type: ignore[misc]
+    """`blob`: size and crc32c of the record's blob, or None."""
+
+    def __init__(self, tid: bytes, record: pb.StoredRecord) -> None:
+        super().__init__(record.oid, tid, None if record.no_data else record.data, record.data_tid or None)
+        self.blob = record.blob if record.HasField("blob") else None
+
+
 @zope.interface.implementer(interfaces.IStorageTransactionInformation)
 class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
     """One transaction; its records may be iterated over again and again. The extension's bytes are verbatim."""
@@ -28,10 +36,7 @@ class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
             message.description,
             message.extension,
         )
-        self._records = [
-            DataRecord(record.oid, message.tid, None if record.no_data else record.data, record.data_tid or None)
-            for record in message.records
-        ]
+        self._records = [_StoredRecord(message.tid, record) for record in message.records]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._records)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from ZODB.ConflictResolution import ConflictResolvingStorage
 
 from ..cluster import Call, Cluster
 from ..cluster.cluster import DELIVERY_SECONDS
+from .blobs import BlobStorage
 from .bulk import restore_all
 from .errors import CommitOutcomeUnknown, as_zodb
 from .iteration import TransactionIterator
@@ -36,7 +38,7 @@ def _next(tid: bytes) -> bytes:
     interfaces.IStorageIteration,
     interfaces.IStorageRestoreable,
 )
-class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
+class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc]
     """One client's storage; for any number of threads. Open it after `os.fork()`, never before.
 
     `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
@@ -47,8 +49,11 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     second. Later calls wait that long for a replica or leader, then raise ClientDisconnected (a TransientError).
     `commit_timeout`: seconds that the outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`:
     "snapshot": a connection's snapshot is what this client has seen; "linearizable": a transaction's begin asks
-    the cluster, and sees every commit acknowledged before. `name`: for logs and metrics. `registry`: of prometheus
-    metrics.
+    the cluster, and sees every commit acknowledged before. `blob_dir`: where files of blobs are kept; without one
+    there is no blob support (Unsupported). It is a cache, which several processes may share, of about
+    `blob_cache_size` bytes (None: without a bound), looked through whenever `blob_cache_size_check` percent of
+    that came in; or, with `shared_blob_dir`, laid out as a FileStorage's, and nothing is removed. `name`: for logs
+    and metrics. `registry`: of prometheus metrics.
     """
 
     def __init__(
@@ -60,6 +65,10 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         wait_timeout: float = 30.0,
         commit_timeout: float = 60.0,
         consistency: Literal["snapshot", "linearizable"] = "snapshot",
+        blob_dir: str | os.PathLike[str] | None = None,
+        shared_blob_dir: bool = False,
+        blob_cache_size: int | None = None,
+        blob_cache_size_check: int = 10,
         name: str | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
@@ -82,11 +91,18 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         self._phase: Phase | None = None
         with as_zodb():
             self.cluster.open(patience=wait_timeout if wait else min(wait_timeout, 1.0))
+        if blob_dir is not None:
+            try:
+                self._open_blobs(blob_dir, shared_blob_dir, blob_cache_size, blob_cache_size_check)
+            except BaseException:
+                self.cluster.close()
+                raise
 
     # ---- about -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self.cluster.close()
+        self._close_blobs()
 
     def getName(self) -> str:  # noqa: N802
         return self._name
@@ -278,13 +294,13 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     ) -> None:
         """Restores all transactions of another storage, in order, with their tids and metadata.
 
-        Many are under way at once; after a failover it goes on where it was. `progress(transactions, bytes)`
-        is called after each. Records are copied as they are; a storage that already has later transactions
-        refuses (StorageTransactionError).
+        Blobs come along, if the other storage has any. Many are under way at once; after a failover it goes on
+        where it was. `progress(transactions, bytes)` is called after each. Records are copied as they are; a
+        storage that already has later transactions refuses (StorageTransactionError).
         """
         self._want_writable()
         with self._commit_lock, as_zodb():
-            restore_all(self.cluster, other.iterator(), progress, self.delivery_timeout)
+            restore_all(self.cluster, other, progress, self.delivery_timeout)
 
     def _want_writable(self) -> None:
         if self._read_only:
@@ -299,8 +315,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return phase
 
     def _end(self) -> None:
-        self._phase = None
-        self._commit_lock.release()
+        phase, self._phase = self._phase, None
+        try:
+            if phase is not None:
+                phase.blobs.drop()
+        finally:
+            self._commit_lock.release()
 
 
 def _before(tid: bytes) -> bytes:

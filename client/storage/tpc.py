@@ -13,13 +13,15 @@ from ZODB._compat import _protocol, dumps
 from ..cluster import Call
 from ..cluster.bodies import Body, Record, make_body, size_of
 from ..cluster.policy import vote
-from .errors import RecordTooLarge, as_zodb, conflict
+from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict
+from .pending_blobs import PendingBlobs
 
 if TYPE_CHECKING:
     from .storage import ClientStorage
 
 Z64 = b"\0" * 8
 VOTE_ROUNDS = 10  # of conflict resolution before a ConflictError: others were faster each time
+UPLOAD_ROUNDS = 3  # of uploading blobs that the cluster has forgotten meanwhile
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -52,6 +54,7 @@ class Begun:
         self._records: dict[bytes, Record] = {}
         self._checks: dict[bytes, bytes] = {}
         self._bytes = 0
+        self.blobs = PendingBlobs(storage)
         self._asked = False  # a leader may hold a vote that we have no answer to
 
     @property
@@ -80,6 +83,7 @@ class Begun:
             raise RecordTooLarge(
                 f"transaction has {self._bytes} bytes or more, the limit is {limits.max_transaction_bytes}"
             )
+        self.blobs.discard(record.oid)
         self._records[record.oid] = record
 
     @property
@@ -90,6 +94,8 @@ class Begun:
     def body(self) -> Body:
         """The serialized Transaction, or how to make it. RecordTooLarge when it is over the cluster's limit."""
         cluster = self.storage.cluster
+        for oid, blob in self.blobs.upload().items():
+            self._records[oid] = self._records[oid]._replace(blob=blob)
         del self.message.records[:], self.message.checks[:]
         checks = {oid: serial for oid, serial in self._checks.items() if oid not in self._records}
         body = make_body(self.message, self._records, checks, cluster.takes_parts)
@@ -108,11 +114,7 @@ class Begun:
         cluster = self.storage.cluster
         resolved: dict[bytes, None] = {}
         for _ in range(VOTE_ROUNDS):
-            body = self.body()
-            self._asked = True
-            with as_zodb():
-                event, voted_at = cluster.lead(vote(self.transaction_id, body))
-            self._asked = False
+            body, event, voted_at = self._reserve()
             conflicts = event.vote.conflicts
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
@@ -121,6 +123,21 @@ class Begun:
                 resolved[failure.oid] = None
         cluster.metrics.conflict("write")
         raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
+
+    def _reserve(self) -> tuple[Body, pb.Event, str]:
+        """What was asked for, the leader's reply, and its address."""
+        for left in reversed(range(UPLOAD_ROUNDS)):
+            body = self.body()
+            self._asked = True
+            try:
+                with as_zodb():
+                    event, address = self.storage.cluster.lead(vote(self.transaction_id, body))
+            except UploadExpired:
+                self.blobs.forget_or_raise(left)
+            else:
+                self._asked = False
+                return body, event, address
+        raise AssertionError("the last round ends in one way or another")
 
     def _resolve(self, failure: pb.Failure) -> None:
         """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
@@ -131,7 +148,8 @@ class Begun:
             raise conflict(failure)
         committed = failure.serial or Z64
         base = record.base_serial or Z64
-        if base == Z64 or committed == Z64:  # no common ancestor: two objects with one oid
+        # Two objects with one oid have no common ancestor; the bytes of blobs are not merged.
+        if base == Z64 or committed == Z64 or record.blob is not None:
             metrics.conflict("write")
             raise conflict(failure, record.data)
         try:
@@ -155,6 +173,8 @@ class Voted:
         self.transaction = begun.transaction
         self.transaction_id = begun.transaction_id
         self.resolved = resolved
+        self.blobs = begun.blobs
+        self._begun = begun
         self._body = body
         self._voted_at = voted_at
         self._oids = begun.oids
@@ -162,18 +182,27 @@ class Voted:
     def finish(self, callback: Callable[[bytes], object]) -> bytes:
         """The tid. `callback(tid)` is called before anyone sees it. CommitOutcomeUnknown, LeaseExpired; after a
         failover also ConflictError, when the new leader could not know of the reservation."""
-        cluster = self.storage.cluster
-        feed = cluster.feed
+        feed = self.storage.cluster.feed
         feed.hold(self._oids)
         try:
-            with as_zodb():
-                tid = cluster.commit(self.transaction_id, self._body, voted_at=self._voted_at)
+            tid = self._commit()
         except BaseException:
             feed.release()
             raise
+        self.blobs.keep(tid)  # before anyone here can ask for them
         with as_zodb():
             feed.finish(tid, callback, self.storage.delivery_timeout)
         return tid
+
+    def _commit(self) -> bytes:
+        for left in reversed(range(UPLOAD_ROUNDS)):
+            try:
+                with as_zodb():
+                    return self.storage.cluster.commit(self.transaction_id, self._body, voted_at=self._voted_at)
+            except UploadExpired:
+                self.blobs.forget_or_raise(left)
+                self._body, self._voted_at = self._begun.body(), ""
+        raise AssertionError("the last round ends in one way or another")
 
     def abort(self) -> None:
         if self._voted_at:

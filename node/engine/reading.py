@@ -223,7 +223,10 @@ class Reading:
         if stub is None:
             raise EngineError(f"record {oid.hex()} of transaction {tid.hex()} is missing")
         data_tid = stub.data_tid if stub.data_tid != Z64 else b""
-        return pb.StoredRecord(oid=oid, data=self._data(key, stub) or b"", no_data=stub.no_data, data_tid=data_tid)
+        blob = None if stub.blob is None else pb.Blob(size=stub.blob.size, crc32c=stub.blob.crc32c)
+        return pb.StoredRecord(
+            oid=oid, data=self._data(key, stub) or b"", no_data=stub.no_data, data_tid=data_tid, blob=blob
+        )
 
     def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
         """See `api.Engine.changed_since`."""

@@ -29,7 +29,7 @@ from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
 from raftstorage.node.service.telling import tell
 from raftstorage.node.service.transacting import Transacting
-from raftstorage.node.service.unready import Unready
+from raftstorage.node.service.unready import UNREADY_BYTES, Unready
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request, fits
 from raftstorage.node.transactions import Coordinator, CoordinatorLimits
 from raftstorage.node.versions import VERSIONS, Versions, agreed
@@ -46,8 +46,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]"
 TICK_SECONDS = 0.05
 #: Transactions in one event while a client catches up with invalidations.
 CATCH_UP_PAGE = 1000
-#: Of writes that wait for a new leader to be ready.
-UNREADY_BYTES = 64 << 20
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
@@ -98,10 +96,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             ),
             propose_many=driver.propose_many,
         )
-        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal)
+        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal, driver, clock, level)
+        uploads = self._transacting.uploads
         self._led_term = 0
         bounds = bounds or Bounds()
-        self._gate = Gate(driver, self._coordinator, limits, bounds, room)
+        self._gate = Gate(driver, self._coordinator, limits, bounds, room, uploads)
         self._barriers = Barriers(driver)
         self._unready = Unready(Amount(limits.waiting_votes, UNREADY_BYTES))
         queues.watch(
@@ -112,6 +111,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             self._reads,
             self._barriers,
             self._unready,
+            uploads,
             limits,
             bounds,
         )
@@ -148,7 +148,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._gate.applied(entries)
         self._reads.applied()
         self._coordinator.applied(entries, _now())
-        self._transacting.go_on()
+        self._transacting.applied(entries)
 
     def _role(self, change: RoleChange) -> None:
         leads = change.role is Role.LEADER
@@ -381,6 +381,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 answer(pb.Event(aborted=pb.Aborted()))
             case "allocate_oids":
                 self._coordinator.allocate_oids(request.allocate_oids.count, answer)
+            case "blob_chunk":
+                self._transacting.chunk(session, request.blob_chunk, answer)
             case _:
                 raise AssertionError(f"no handler for {call}")
         answer.later = True

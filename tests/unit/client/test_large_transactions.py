@@ -70,6 +70,21 @@ def kinds(cluster: FakeCluster, node: int) -> list[str]:
 # ---- bodies -------------------------------------------------------------------------------------------------
 
 
+def test_a_blob_goes_with_the_piece_that_ends_its_record() -> None:
+    blob = pb.Blob(upload_id=b"u" * 16, size=(1 << 40) - 1, crc32c=(1 << 32) - 1)
+    for size in (2, 5 * PART):
+        mixed = {p64(n): record._replace(blob=blob) for n, record in enumerate(records(size, size).values(), 1)}
+        body = make_body(pb.Transaction(), mixed, {}, True)
+        assert isinstance(body, LargeBody) == (size > PART)
+        pieces = [*body.parts, body.rest] if isinstance(body, LargeBody) else [body]
+        assert max(map(len, pieces)) <= PART
+        with_blob = [r for each in pieces for r in pb.Transaction.FromString(each).records if r.HasField("blob")]
+        assert [(record.oid, record.blob, record.more) for record in with_blob] == [
+            (p64(1), blob, False),
+            (p64(2), blob, False),
+        ]
+
+
 def test_a_small_one_is_one_body() -> None:
     for in_parts in (True, False):
         assert make_body(pb.Transaction(), records(20, 30), {}, in_parts) == (
