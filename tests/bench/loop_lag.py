@@ -139,12 +139,11 @@ class Report:
             flush=True,
         )
         for what, each in sorted(holds.items(), key=lambda item: -max(map(_without_queue, item[1]))):
-            worst = max(each, key=_without_queue)
-            if _without_queue(worst) > LONG_MS:
+            if max(map(_without_queue, each)) > LONG_MS:
                 print(
-                    f"    {len(each):4} x {what}: {worst['cpu']:.0f} ms computing and "
-                    f"{_without_queue(worst) - worst['cpu']:.0f} ms waiting at most, and "
-                    f"{worst['queued']:.0f} ms queued for a processor",
+                    f"    {len(each):4} x {what}: at most {max(one['cpu'] for one in each):.0f} ms computing, "
+                    f"{max(_without_queue(one) - one['cpu'] for one in each):.0f} ms waiting, "
+                    f"{max(one['queued'] for one in each):.0f} ms queued for a processor",
                     flush=True,
                 )
 
