@@ -204,8 +204,11 @@ class RaftCore:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
         dispatch.step(self, message)
 
-    def take_output(self) -> Output:
-        """All effects since the last call. Call until it is empty: what is applied comes in bounded pieces."""
+    def take_output(self, apply: bool = True) -> Output:
+        """All effects since the last call. Call until it is empty: what is applied comes in bounded pieces.
+
+        Not `apply`: without any of that, which waits for a later call.
+        """
         if self.role is Role.LEADER:
             leading.start_read_round(self)
             leading.send_entries(self)
@@ -216,7 +219,8 @@ class RaftCore:
         membership = self.membership if self.membership != self._announced_membership else None
         self._announced_membership = self.membership
         fetch, self.fetch = self.fetch, None
-        return Output(send, persist, self._take_applicable(), *self.own_reads.take(), changed, membership, fetch)
+        applicable = self._take_applicable() if apply else ()
+        return Output(send, persist, applicable, *self.own_reads.take(), changed, membership, fetch)
 
     def has_output(self) -> bool:
         """Would `take_output` return anything but an empty Output?"""
