@@ -105,9 +105,7 @@ class Driver(Standing):
         self.in_writer = self._writer.run
         await self._transport.start()
         self._running = True
-        if self._core.voters == (frozenset({self.node_id}),):
-            self._core.elapsed = 2 * self.config.election_ticks  # there is nobody to wait for: campaign at once
-            self._core.tick()
+        self._core.begin()
         self._schedule_tick()
         self._schedule()
 
