@@ -146,8 +146,7 @@ class Driver(Standing):
         index = self._core.propose(data)
         self.work.proposed(index, data)
         if self._observer is not None:
-            for _ in data:
-                self._observer.proposed()
+            self._observer.proposed(len(data))
         self._schedule()
         return index
 
