@@ -169,6 +169,7 @@ class SimNode:
         self.databases = {self.installed.name: self.databases[self.installed.name]}
         engine = SimEngine(self.databases[self.installed.name], self.point)
         agree(wal, engine, self.installed)
+        wal.clean()
         self.driver = Driver(
             Config(
                 self.id,
