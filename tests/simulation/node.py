@@ -34,6 +34,7 @@ from raftstorage.node.service.sessions import StorageService
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
+from raftstorage.proto import HISTORY_LEVEL
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
@@ -48,6 +49,7 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
 CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
 
@@ -219,7 +221,9 @@ class SimNode:
             clock=self._wall_clock,
             bounds=self.bounds,
             room=lambda: self.room,
+            level=lambda: HISTORY_LEVEL,
         )
+        self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)
         self.driver.on_fetch.append(self._wanted)

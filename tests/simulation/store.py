@@ -59,7 +59,9 @@ class SimStore(MemoryStore):
 
 
 class SimEngine(StateMachine):
-    """The production engine, with places where a crash may strike."""
+    """The production engine, with places where a crash may strike, and small chunks."""
+
+    blob_chunk_bytes = 16
 
     def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
         super().__init__(store)
