@@ -14,7 +14,7 @@
                   "membership"         -> data of the newest MEMBERSHIP entry; not there when there was none
                   "staging"            -> fragments of a transaction that may go on with the next entry
                   "dropped" + index    -> tid and pages of fragments (the first has this index) to be removed
-    uploads       "u" + upload id      -> see `Upload`
+    uploads       "i" + upload id      -> see `Upload`
                   "t" + stamp + number -> upload id: the longest idle ones first
     blobs         number + chunk       -> BLOB_CHUNK_BYTES of a blob, or what is left; `number`: log index of the
                                           upload's first chunk, which no other upload will ever have
@@ -126,7 +126,7 @@ class Upload(NamedTuple):
 
 
 def upload_key(upload_id: bytes) -> bytes:
-    return b"u" + upload_id
+    return b"i" + upload_id
 
 
 def read_upload(key: bytes, sealed: bytes) -> Upload:
