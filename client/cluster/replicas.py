@@ -146,6 +146,7 @@ class Replicas:
             cluster_id=self.cluster_id,
             after_tid=self._feed.accepted if self._started else b"",
             read_only=self._read_only,
+            takes_pages=True,
         )
 
     def up(self, connection: Connection, welcome: pb.Welcome) -> None:
@@ -192,9 +193,15 @@ class Replicas:
     def _invalidated(self, connection: Connection, news: pb.Invalidations) -> None:
         replica = connection.replica
         for one in news.transactions:
+            oids: Sequence[bytes] = one.oids
+            if one.more or connection.begun:
+                connection.begun += oids
+                if one.more:
+                    continue
+                oids, connection.begun = connection.begun, []
             replica.applied = max(replica.applied, one.tid)
             if self._started:
-                self._feed.accept(one.tid, one.oids)
+                self._feed.accept(one.tid, oids)
 
     def _learn(self, leader: pb.Leader, told_by: int) -> bool:
         """`told_by`: the node id of whoever says so. Only the leader itself is believed that a member is gone."""

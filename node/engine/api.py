@@ -53,8 +53,10 @@ class Oids(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def pages(self) -> Iterator[tuple[bytes, ...]]:
-        """All of them in stored order, some at a time. Entries may be applied in between."""
+    @property
+    def page_count(self) -> int: ...
+    def pages(self, first: int = 0) -> Iterator[tuple[bytes, ...]]:
+        """All of them in stored order, from page number `first` on. Entries may be applied in between."""
 
     @property
     def last(self) -> tuple[bytes, ...]:
@@ -141,6 +143,10 @@ class Engine(Protocol):
     @property
     def last_tid(self) -> bytes:
         """Tid of the newest committed transaction; Z64 in an empty database."""
+
+    @property
+    def congested(self) -> bool:
+        """Would `apply` wait for the disk, perhaps for seconds? That ends by itself."""
 
     def apply(self, entry: Entry) -> Applied:
         """Applies what a COMMAND holds (a serialized Command); keeps a MEMBERSHIP's data; a NOOP changes nothing.

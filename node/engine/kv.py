@@ -46,6 +46,10 @@ class KeyValueStore(Protocol):
     def write(self, changes: Sequence[Change]) -> None:
         """All or, after a crash, none of them."""
 
+    @property
+    def congested(self) -> bool:
+        """Would `write` wait until the disk has taken what was written before?"""
+
     def bytes_used(self) -> int:
         """On disk and in memory tables, approximate."""
 
@@ -71,6 +75,8 @@ def sync_folder(directory: Path) -> None:
 
 class MemoryStore:
     """In memory; for tests and the simulator."""
+
+    congested = False
 
     def __init__(self) -> None:
         self._values: dict[str, dict[bytes, bytes]] = {family: {} for family in FAMILIES}

@@ -56,9 +56,14 @@ class PagedOids:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, tuple | PagedOids) and tuple(self) == tuple(other)
 
-    def pages(self) -> Iterator[tuple[bytes, ...]]:
+    @property
+    def page_count(self) -> int:
         """See `api.Oids`."""
-        for page in range(self._head.pages):
+        return self._head.pages + bool(self.last)
+
+    def pages(self, first: int = 0) -> Iterator[tuple[bytes, ...]]:
+        """See `api.Oids`."""
+        for page in range(first, self._head.pages):
             yield self._state._page(self._head, page)
         if self.last:
             yield self.last

@@ -19,6 +19,7 @@ from raftstorage.node.engine.layout import STATE_KEY, read_state
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
 _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
+_CONGESTED = ("rocksdb.is-write-stopped", "rocksdb.actual-delayed-write-rate")
 
 
 def _options() -> rocksdict.Options:
@@ -155,6 +156,12 @@ class RocksStore:
                 batch.put(_PREFIXES[family] + key, value)
         with _doing("write", EngineWriteError):
             self._db.write(batch, self._unlogged)
+
+    @property
+    def congested(self) -> bool:
+        """See KeyValueStore. RocksDB tells when the next write would be stopped, or slowed down."""
+        with _doing("read"):
+            return any(self._db.property_int_value(name) for name in _CONGESTED)
 
     def bytes_used(self) -> int:
         """See KeyValueStore."""

@@ -73,6 +73,11 @@ class StateMachine(Commits):
 
     # ---- applying ------------------------------------------------------------------------------------
 
+    @property
+    def congested(self) -> bool:
+        """See `api.Engine.congested`."""
+        return self._store.congested
+
     def apply(self, entry: Entry) -> Applied:
         """See `api.Engine.apply`."""
         index = entry.index

@@ -48,6 +48,7 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
 
 @cache
@@ -80,6 +81,18 @@ class Timeouts(random.Random):
         if self._node.world.now < self._node.crowded_until:
             return start
         return super().randrange(start, stop, step)
+
+
+class Uneven:
+    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs need uneven turns."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._rng = random.Random(f"{node.world.seed}/applying {node.id} {node.lives}")
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += self._rng.random() * 0.004
+        return self._now
 
 
 @dataclass
@@ -123,6 +136,7 @@ class SimNode:
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
         self._fault_rng = world.random(f"disk {node_id}")
+        self._pace_rng = world.random(f"pace {node_id}")
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
@@ -132,7 +146,9 @@ class SimNode:
         network.hosts[node_id] = self
 
     def _new_store(self) -> SimStore:
-        return SimStore(lambda: self._rng.random() < 0.1, self.point)
+        return SimStore(
+            lambda: self._rng.random() < 0.1, self.point, lambda: self._pace_rng.random() < CONGESTED_CHANCE
+        )
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -169,6 +185,7 @@ class SimNode:
         self.databases = {self.installed.name: self.databases[self.installed.name]}
         engine = SimEngine(self.databases[self.installed.name], self.point)
         agree(wal, engine, self.installed)
+        wal.clean()
         self.driver = Driver(
             Config(
                 self.id,
@@ -189,6 +206,7 @@ class SimNode:
                 self, log, loop, done, fatal, install
             ),
             in_thread=self._in_thread,
+            clock=Uneven(self),
         )
         self.wal = wal
         self.engine = engine
