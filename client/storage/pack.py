@@ -47,6 +47,8 @@ class Packing:
         self._want_history()
         with as_zodb():
             last = self.cluster.read_point()
+        if last == Z64:
+            return  # there is nothing
         call = Call(
             "pack",
             pb.Pack(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ZODB.tests.util
 from raftstorage.client import ClientStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.tests import (
@@ -60,6 +61,16 @@ def run_old_prefix(case: type) -> type:
     for name in [name for name in dir(case) if name.startswith("check")]:
         check: Callable[[Any], None] = getattr(case, name)
         setattr(case, f"test_{name}", lambda self, check=check: check(self))
+    return case
+
+
+def in_real_time(case: type) -> type:
+    """Takes the clock away that some checks put in place of their process's: a cluster goes by its own."""
+    for name in dir(case):
+        check = getattr(case, name)
+        code = getattr(check, "__code__", None)
+        if name.startswith("test") and code is not None and code.co_filename == ZODB.tests.util.__file__:
+            setattr(case, name, check.__wrapped__)
     return case
 
 
@@ -214,5 +225,5 @@ def make_cases(place: type[Case], module: str, names: Iterable[str] = tuple(MIXI
             # A client sends the extension's bytes as they are, and gets the same back.
             "use_extension_bytes": True,
         }
-        cases[title] = run_old_prefix(type(title, (*MIXINS[name], place), features))
+        cases[title] = in_real_time(run_old_prefix(type(title, (*MIXINS[name], place), features)))
     return cases
