@@ -111,9 +111,7 @@ class Driver(Standing):
         self.in_writer = self._writer.run
         await self._transport.start()
         self._running = True
-        if self._core.voters == (frozenset({self.node_id}),):
-            self._core.elapsed = 2 * self.config.election_ticks  # there is nobody to wait for: campaign at once
-            self._core.tick()
+        self._core.begin()
         self._schedule_tick()
         self._schedule()
 
@@ -154,8 +152,7 @@ class Driver(Standing):
         index = self._core.propose(data)
         self.work.proposed(index, data)
         if self._observer is not None:
-            for _ in data:
-                self._observer.proposed()
+            self._observer.proposed(len(data))
         self._schedule()
         return index
 

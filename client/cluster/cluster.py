@@ -35,6 +35,7 @@ from .uploads import Source
 log = logging.getLogger(__name__)
 
 QUORUM_SECONDS = 5.0  # how long an opening client waits for a leader before it makes do with what it reached
+CATCH_UP_SECONDS = 5.0  # how long a replica may take to apply what it has before we do without it
 LEVEL_SECONDS = 5.0  # how long members may take to tell each other what they know
 DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be delivered
 
@@ -200,10 +201,13 @@ class Cluster:
     def download_flow(self, oid: bytes, serial: bytes, at_least: bytes, sink: Sink, passed_over: Set[str]) -> Flow:
         return self._replicas.download(oid, serial, at_least, sink, passed_over, self.wait_timeout)
 
-    def read(self, call: Call, at_least: bytes = Z64, timeout: float | None = None) -> pb.Event:
-        """A call that any replica answers which has applied `at_least`."""
-        flow = self._replicas.read(call, at_least, self.wait_timeout if timeout is None else timeout)
-        return self._run(call.kind, flow)[0]
+    def read(
+        self, call: Call, at_least: bytes = Z64, timeout: float | None = None, *, leader_first: bool = False
+    ) -> pb.Event:
+        """A call that any replica answers which has applied `at_least`. `leader_first`: for what replicas may
+        answer differently, like their sizes."""
+        seconds = self.wait_timeout if timeout is None else timeout
+        return self._run(call.kind, self._replicas.read(call, at_least, seconds, leader_first=leader_first))[0]
 
     def read_point(self, timeout: float | None = None) -> bytes:
         """The newest tid that was committed before this call (ReadIndex). Changes up to it are accepted."""
@@ -211,6 +215,18 @@ class Cluster:
         seconds = self.wait_timeout if timeout is None else timeout
         flow = self._replicas.read(call, Z64, seconds, leader_first=True)
         return self._run(call.kind, flow)[0].read_point.last_tid
+
+    def catch_up(self, timeout: float = CATCH_UP_SECONDS) -> None:
+        """Waits until all replicas in reach have applied what is committed now, at most `timeout` seconds: for
+        changes that have no tid to wait for."""
+        deadline = time.monotonic() + timeout
+        addresses = run_in_loop(lambda: [replica.address for replica in self._replicas.book.connected()])
+        call = Call("read_barrier", pb.ReadBarrier())
+        for answer in [self.post(address, call) for address in addresses]:
+            try:
+                answer.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                log.warning("%s: a replica is behind; it may show what is gone for a while", self._name)
 
     def lead(self, call: Call, timeout: float | None = None) -> tuple[pb.Event, str]:
         """A call for the leader that changes nothing lasting (Vote, AllocateOids): answer, and who answered."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from raftstorage.proto import storage_pb2 as pb
 from zc.lockfile import LockError
@@ -64,6 +64,14 @@ class DirectoryInUse(cluster.DirectoryInUse, EmbeddedError, LockError):  # type:
     """Another process has the directory of an `embedded:` storage. A LockError, as FileStorage raises it."""
 
 
+class PackedAway(POSException.ReadConflictError, POSException.POSKeyError):  # type: ignore[misc]
+    """A revision that was packed away, of an object that is gone by now.
+
+    A POSKeyError, as every storage raises it, and a TransientError: a transaction that reads an old snapshot while
+    the database is packed finds what it needs when it is run again.
+    """
+
+
 class InvalidRequest(POSException.StorageError, ValueError):  # type: ignore[misc]
     """An argument that no storage can take, as an oid of 7 bytes; nothing was changed."""
 
@@ -73,7 +81,7 @@ def conflict(failure: pb.Failure, data: bytes | None = None) -> Exception:
     serials = (failure.serial or b"\0" * 8, failure.expected_serial or b"\0" * 8)
     if failure.reason == pb.READ_CONFLICT:
         return POSException.ReadConflictError(oid=failure.oid, serials=serials)  # type: ignore[no-any-return]
-    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data)  # type: ignore[no-any-return]
+    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data or None)  # type: ignore[no-any-return]
 
 
 def refusal(failure: pb.Failure) -> Exception:
@@ -84,6 +92,12 @@ def refusal(failure: pb.Failure) -> Exception:
             return POSException.POSKeyError(failure.oid)  # type: ignore[no-any-return]
         case pb.CONFLICT | pb.READ_CONFLICT:
             return conflict(failure)
+        case pb.PACKED:
+            return POSException.ReadConflictError(text, oid=failure.oid or None)  # type: ignore[no-any-return]
+        case pb.UNDO_REFUSED:
+            return POSException.UndoError(text, failure.oid or None)  # type: ignore[no-any-return]
+        case pb.UNSUPPORTED:
+            return POSException.Unsupported(text)  # type: ignore[no-any-return]
         case pb.TOO_LARGE:
             return RecordTooLarge(text)
         case pb.READ_ONLY:
@@ -115,11 +129,14 @@ def refusal(failure: pb.Failure) -> Exception:
 
 
 @contextlib.contextmanager
-def as_zodb(oid: bytes = b"") -> Iterator[None]:
-    """Errors of the cluster layer raised inside come out as ZODB's. `oid`: for a POSKeyError without one."""
+def as_zodb(oid: bytes = b"", *, but: Collection[int] = ()) -> Iterator[None]:
+    """Errors of the cluster layer raised inside come out as ZODB's. `oid`: for a POSKeyError without one. `but`:
+    reasons with which RequestRefused stays what it is."""
     try:
         yield
     except cluster.RequestRefused as error:
+        if error.reason in but:
+            raise
         if error.reason == pb.NO_SUCH_OBJECT:
             raise POSException.POSKeyError(error.failure.oid or oid) from None
         raise refusal(error.failure) from error

@@ -9,21 +9,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import zope.interface
-from persistent.TimeStamp import TimeStamp
 from prometheus_client import CollectorRegistry
+from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 from ZODB import POSException, interfaces
-from ZODB._compat import loads
 from ZODB.ConflictResolution import ConflictResolvingStorage
 
 from ..cluster import Call, Cluster
 from ..cluster.cluster import DELIVERY_SECONDS
+from ..cluster.errors import RequestRefused
 from .blobs import BlobStorage
 from .bulk import restore_all
 from .errors import CommitOutcomeUnknown, as_zodb
-from .iteration import TransactionIterator
+from .history import Histories
+from .iteration import Iterating
 from .oids import Oids
+from .pack import Packing
 from .tpc import Begun, Phase, Voted
+from .undo import Undoing
 
 Z64 = b"\0" * 8
 
@@ -36,9 +39,19 @@ def _next(tid: bytes) -> bytes:
     interfaces.IMultiCommitStorage,
     interfaces.ReadVerifyingStorage,
     interfaces.IStorageIteration,
+    interfaces.IStorageCurrentRecordIteration,
     interfaces.IStorageRestoreable,
+    interfaces.IStorageUndoable,
+    interfaces.IExternalGC,
 )
-class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc]
+class ClientStorage(
+    BlobStorage,
+    Histories,
+    Iterating,
+    Undoing,
+    Packing,
+    ConflictResolvingStorage,  # type: ignore[misc]
+):
     """One client's storage; for any number of threads. Open it after `os.fork()`, never before.
 
     `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
@@ -52,8 +65,9 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
     the cluster, and sees every commit acknowledged before. `blob_dir`: where files of blobs are kept; without one
     there is no blob support (Unsupported). It is a cache, which several processes may share, of about
     `blob_cache_size` bytes (None: without a bound), looked through whenever `blob_cache_size_check` percent of
-    that came in; or, with `shared_blob_dir`, laid out as a FileStorage's, and nothing is removed. `name`: for logs
-    and metrics. `registry`: of prometheus metrics.
+    that came in; or, with `shared_blob_dir`, laid out as a FileStorage's, and nothing is removed. `pack_gc`:
+    whether pack() removes objects that nothing refers to when it is not told. `name`: for logs and metrics.
+    `registry`: of prometheus metrics.
     """
 
     def __init__(
@@ -65,6 +79,7 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
         wait_timeout: float = 30.0,
         commit_timeout: float = 60.0,
         consistency: Literal["snapshot", "linearizable"] = "snapshot",
+        pack_gc: bool = True,
         blob_dir: str | os.PathLike[str] | None = None,
         shared_blob_dir: bool = False,
         blob_cache_size: int | None = None,
@@ -82,6 +97,7 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
             commit_timeout=commit_timeout,
             registry=registry,
         )
+        self.pack_gc = pack_gc
         self.delivery_timeout = DELIVERY_SECONDS
         self._name = name or ",".join(self.cluster.addresses)
         self._read_only = read_only
@@ -113,9 +129,6 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
     def isReadOnly(self) -> bool:  # noqa: N802
         return self._read_only
 
-    def supportsUndo(self) -> bool:  # noqa: N802
-        return False
-
     def getSize(self) -> int:  # noqa: N802
         return self._size().bytes
 
@@ -127,20 +140,13 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
 
     def _size(self) -> pb.SizeReply:
         with as_zodb():
-            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last).size
+            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last, leader_first=True).size
 
     def registerDB(self, wrapper: Any) -> None:  # noqa: N802
         super().registerDB(wrapper)
         feed = self.cluster.feed
         with feed.lock:
             feed.sink = wrapper.invalidate
-
-    def pack(self, pack_time: float, referencesf: Any, gc: bool = True) -> None:
-        raise POSException.Unsupported("pack")
-
-    def undo(self, transaction_id: bytes, transaction: Any) -> None:
-        self._want_writable()
-        raise POSException.Unsupported("undo")
 
     # ---- reading ---------------------------------------------------------------------------------------
 
@@ -156,7 +162,8 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
             self.cluster.feed.last_transaction()
 
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:  # noqa: N802
-        """(data, serial, next serial or None); None when the object is younger; POSKeyError.
+        """(data, serial, next serial or None); None when the object is younger, or what it was then was packed
+        away: then a connection raises ReadConflictError. POSKeyError; PackedAway when the object is gone, too.
 
         Nothing newer than lastTransaction() is returned, whatever `tid`: what is not invalidated yet is not there.
         """
@@ -167,11 +174,13 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
             clamped = tid > _next(snapshot)
         before = _next(snapshot) if clamped else tid
         at_least = snapshot if clamped or before == Z64 else _before(before)
-        with as_zodb(oid):
-            event = self.cluster.read(
-                Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least)), at_least
-            )
-        record = event.record
+        call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least))
+        try:
+            with as_zodb(oid, but={pb.PACKED}):
+                record = self.cluster.read(call, at_least).record
+        except RequestRefused:
+            self._packed_away(oid)
+            return None
         if not record.serial:
             return None
         later = record.next_serial or None
@@ -195,30 +204,6 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
         with as_zodb(oid):
             call = Call("load_serial", pb.LoadSerial(oid=oid, serial=serial, at_least=at_least))
             return self.cluster.read(call, at_least).record.data
-
-    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        """Newest first; see IStorage. POSKeyError (a KeyError) for an unknown oid."""
-        last = self.lastTransaction()
-        with as_zodb(oid):
-            call = Call("history", pb.History(oid=oid, size=max(1, min(size, 10_000)), at_least=last))
-            revisions = self.cluster.read(call, last).history.revisions
-        found = []
-        for revision in revisions:
-            entry: dict[str, Any] = dict(loads(revision.extension)) if revision.extension else {}
-            entry.update(
-                time=TimeStamp(revision.tid).timeTime(),
-                tid=revision.tid,
-                serial=revision.tid,
-                user_name=revision.user,
-                description=revision.description,
-                size=revision.size,
-            )
-            found.append(entry)
-        return found
-
-    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> TransactionIterator:
-        last = self.lastTransaction()
-        return TransactionIterator(self.cluster, start, last if stop is None else min(stop, last))
 
     # ---- writing ---------------------------------------------------------------------------------------
 
@@ -250,6 +235,12 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
     ) -> None:
         self._want_writable()
         self._begun(transaction).restore(oid, data, prev_txn)
+
+    def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:  # noqa: N802
+        """Its current revision must be `serial`: ConflictError at vote. POSKeyError there for an unknown one."""
+        self._want_writable()
+        self._want_history()
+        self._begun(transaction).delete(oid, serial)
 
     def checkCurrentSerialInTransaction(  # noqa: N802
         self, oid: bytes, serial: bytes, transaction: Any
@@ -305,6 +296,10 @@ class ClientStorage(BlobStorage, ConflictResolvingStorage):  # type: ignore[misc
     def _want_writable(self) -> None:
         if self._read_only:
             raise POSException.ReadOnlyError
+
+    def _want_history(self) -> None:
+        if not self.cluster.reaches(HISTORY_LEVEL):
+            raise POSException.Unsupported("a node of the cluster is too old for undo, deletions and packs")
 
     def _begun(self, transaction: Any) -> Begun:
         phase = self._phase

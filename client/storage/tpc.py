@@ -15,6 +15,8 @@ from ..cluster.bodies import Body, Record, make_body, size_of
 from ..cluster.policy import vote
 from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict
 from .pending_blobs import PendingBlobs
+from .reading import Reader
+from .undo import Undo
 
 if TYPE_CHECKING:
     from .storage import ClientStorage
@@ -66,6 +68,21 @@ class Begun:
 
     def restore(self, oid: bytes, data: bytes | None, hint: bytes | None) -> None:
         self._put(Record(oid, data=data or b"", no_data=data is None, data_tid=hint or b""))
+
+    def delete(self, oid: bytes, serial: bytes) -> None:
+        self._put(Record(oid, serial, no_data=True))
+
+    def undo(self, tid: bytes) -> list[bytes]:
+        """Takes back what the transaction `tid` changed; the oids. UndoError, and nothing is changed."""
+        storage = self.storage
+        with as_zodb():  # what was committed before must be seen, whoever did it
+            point = storage.cluster.read_point()
+            storage.cluster.feed.wait_for(point, storage.delivery_timeout)
+        reader = Reader(storage.cluster, point)
+        records = Undo(reader, tid, self._records, storage).records()
+        for record in records:
+            self._put(record)
+        return [record.oid for record in records]
 
     def check(self, oid: bytes, serial: bytes) -> None:
         self._checks[oid] = serial
@@ -119,8 +136,8 @@ class Begun:
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
             for failure in conflicts:
-                self._resolve(failure)
-                resolved[failure.oid] = None
+                if self._resolve(failure):
+                    resolved[failure.oid] = None
         cluster.metrics.conflict("write")
         raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
 
@@ -139,8 +156,12 @@ class Begun:
                 return body, event, address
         raise AssertionError("the last round ends in one way or another")
 
-    def _resolve(self, failure: pb.Failure) -> None:
-        """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
+    def _resolve(self, failure: pb.Failure) -> bool:
+        """Replaces the record in conflict by the resolved one, which is based on the committed revision.
+
+        False when there was nothing to resolve: an object that is not there (its revisions are below this storage
+        in a DemoStorage, or were packed away) is stored as a new one, as FileStorage does.
+        """
         metrics = self.storage.cluster.metrics
         record = self._records.get(failure.oid)
         if failure.reason == pb.READ_CONFLICT or record is None:
@@ -148,8 +169,14 @@ class Begun:
             raise conflict(failure)
         committed = failure.serial or Z64
         base = record.base_serial or Z64
-        # Two objects with one oid have no common ancestor; the bytes of blobs are not merged.
-        if base == Z64 or committed == Z64 or record.blob is not None:
+        if committed == Z64 != base:
+            if record.no_data:
+                raise POSException.POSKeyError(record.oid)  # there is nothing to delete
+            self._put(record._replace(base_serial=Z64))
+            return False
+        # Two objects with one oid have no common ancestor; what one side deletes the other one changes; the bytes
+        # of blobs are not merged.
+        if base == Z64 or record.no_data or not failure.data or record.blob is not None:
             metrics.conflict("write")
             raise conflict(failure, record.data)
         try:
@@ -159,6 +186,7 @@ class Begun:
             raise
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
+        return True
 
     def abort(self) -> None:
         if self._asked:

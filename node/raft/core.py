@@ -1,7 +1,7 @@
 """The consensus core: Raft as a state machine (Ongaro & Ousterhout's paper; Ongaro's thesis, chapters 3 to 6, 9).
 
-Inputs are `tick`, `step`, `propose`, `propose_membership`, `read_index`, `transfer_leader`, `install_snapshot` and
-`persisted`; effects are collected by `take_output`. What the message fields carry beyond their names:
+Inputs: `begin`, `tick`, `step`, `propose`, `propose_membership`, `read_index`, `transfer_leader`, `persisted` and
+`install_snapshot`; effects are collected by `take_output`. What the message fields carry beyond their names:
 
 APPEND            `context` messages.TELLS_COMMIT: no entries, answered only when refused
 APPEND_REPLY      `log_index`: last index known to agree, durable by the time the message leaves; with `reject` the
@@ -135,6 +135,11 @@ class RaftCore:
 
     # ---- inputs --------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """The node runs from now on. A sole voter has nobody to wait for: it campaigns at once."""
+        if self.voters == (frozenset({self.node_id}),):
+            election.campaign(self, pre=True)
+
     def tick(self) -> None:
         """One tick of time went by."""
         self.elapsed += 1
@@ -254,12 +259,11 @@ class RaftCore:
         transfer: bool = False,
     ) -> None:
         """Queues a message, in the current term by default; with `durable` it waits for all writes so far."""
-        in_term = self.term if term is None else term
         message = Message(
             kind,
             self.node_id,
             to,
-            in_term,
+            self.term if term is None else term,
             log_index,
             log_term,
             entries,

@@ -185,6 +185,7 @@ class SimNode:
         self.databases = {self.installed.name: self.databases[self.installed.name]}
         engine = SimEngine(self.databases[self.installed.name], self.point)
         agree(wal, engine, self.installed)
+        wal.clean()
         self.driver = Driver(
             Config(
                 self.id,
