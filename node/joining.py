@@ -121,9 +121,8 @@ async def members_near(addresses: Sequence[str]) -> Sequence[pb.MemberStatus]:
     for leader, _reason in await asyncio.gather(*map(_leader_near, addresses)):
         if leader:
             try:
-                async with grpc.aio.insecure_channel(leader, options=CHANNEL_OPTIONS) as channel:
-                    stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-                    reply = await stub.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+                async with admin_at(leader) as admin:
+                    reply = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
                 log.info("%s, which leads, does not say who is a member: %s", leader, error.details())
                 continue
