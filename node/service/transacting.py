@@ -13,6 +13,7 @@ from raftstorage.node.oids import Reply
 from raftstorage.node.parts import PartGatherer, PartLimits, Parts
 from raftstorage.node.service.validation import SessionLimits, parse_part, parse_transaction
 from raftstorage.node.transactions import Coordinator
+from raftstorage.node.works import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
 
@@ -29,6 +30,14 @@ class Begin(Protocol):
         reply: Reply,
         parts: Parts | None = None,
     ) -> None: ...
+
+
+def coordinator_limits(limits: SessionLimits) -> CoordinatorLimits:
+    return CoordinatorLimits(
+        waiting=limits.waiting_votes,
+        held=limits.held_bytes or 4 * limits.max_transaction_bytes,
+        slice_objects=limits.slice_objects,
+    )
 
 
 class Transacting:
