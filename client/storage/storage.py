@@ -103,6 +103,7 @@ class ClientStorage(
         self._read_only = read_only
         self._linearizable = consistency == "linearizable"
         self._oids = Oids(self.cluster)
+        self._lock = threading.RLock()  # for a DemoStorage, which borrows its changes' lock
         self._commit_lock = threading.Lock()
         self._phase: Phase | None = None
         with as_zodb():
@@ -144,9 +145,18 @@ class ClientStorage(
 
     def registerDB(self, wrapper: Any) -> None:  # noqa: N802
         super().registerDB(wrapper)
+
+        def tell(tid: bytes, oids: Sequence[bytes]) -> None:
+            try:
+                wrapper.invalidate(tid, oids)
+            except AttributeError as error:
+                # A storage around this one, as zc.zlibstorage's, that has no database yet: it looks for it here.
+                if error.name != "db" or error.obj not in (self, wrapper):
+                    raise
+
         feed = self.cluster.feed
         with feed.lock:
-            feed.sink = wrapper.invalidate
+            feed.sink = tell
 
     # ---- reading ---------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class SessionLimits:
     Of large transactions that come in parts, before their vote or commit: `session_part_bytes` (0: twice the
     largest one) for each session, `part_bytes` (0: four times) for all. `held_bytes` (0: four times): of all that
     is voted for, waits or is proposed. `max_blob_bytes`: of one blob; 0: as many as it likes. `slice_objects`: of
-    one transaction that are compared with the database in a turn of the loop; 0: as many as take some milliseconds.
+    one transaction that are compared with the database in a turn of the loop; 0: what takes some milliseconds.
     """
 
     max_record_bytes: int = 64 << 20
