@@ -65,7 +65,8 @@ class _Entry:
 
 
 class RecordCache:
-    """For any number of threads. `max_bytes`: of data and overhead together; `remembered`: see REMEMBERED."""
+    """For any number of threads. `max_bytes`: of data and overhead together, 0: nothing is kept; `remembered`: see
+    REMEMBERED."""
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES, remembered: int = REMEMBERED) -> None:
         self.max_bytes = max_bytes
@@ -146,7 +147,7 @@ class RecordCache:
 
     def store(self, oid: bytes, data: bytes, serial: bytes, next_serial: bytes | None, as_of: bytes) -> None:
         """Takes a revision over. Without `next_serial` it was the current one at `as_of`, at least."""
-        if len(data) * _LARGEST_PART > self.max_bytes:
+        if (len(data) + OVERHEAD_BYTES) * _LARGEST_PART > self.max_bytes:
             return
         with self._lock:
             if next_serial is None:

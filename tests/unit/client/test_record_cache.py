@@ -125,7 +125,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cache = RecordCache(6 * (OVERHEAD_BYTES + 8), remembered=2)
+        self.cache = RecordCache(9 * (OVERHEAD_BYTES + 8), remembered=2)
         self.tid = 1
         self.told = 1
         self.cache.start(t(1))
