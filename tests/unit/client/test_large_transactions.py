@@ -298,7 +298,7 @@ def test_a_stream_that_breaks_between_parts(cluster: FakeCluster, storage: Any) 
 def test_loads_of_other_threads_get_between_the_parts(cluster: FakeCluster) -> None:
     cluster.max_record_bytes = cluster.max_transaction_bytes = 1 << 20
     cluster.stop(2, 3)
-    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0)
+    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0, cache_size=0)
     try:
         store(storage, 10)
         node = cluster.nodes[1]
