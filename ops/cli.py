@@ -224,7 +224,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table into this file.")] = None,
 ) -> None:
-    """Measure commits and cold loads, side by side with ZEO on this machine."""
+    """Measure commits, cold loads and blobs, side by side with ZEO on this machine."""
     from raftstorage.ops import bench as bench_module
 
     progress = Console(stderr=True, soft_wrap=True)

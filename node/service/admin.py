@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from raftstorage.node.asking import admin_at
 from raftstorage.node.driver import Driver, LeadershipLost
 from raftstorage.node.identity import NodeIdentity
 from raftstorage.node.joining import identify
@@ -18,7 +19,6 @@ from raftstorage.node.members import Members, NoSuchMember
 from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
 from raftstorage.node.raft.types import NotLeader, Role
-from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
@@ -205,10 +205,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         _check_address(address)
         members = [member.address for member in self._driver.membership.members if member.address]
         try:
-            async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-                stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
+            async with admin_at(address) as admin:
                 invitation = pb.InviteRequest(addresses=members, learner=learner)
-                await stub.Invite(invitation, timeout=INVITE_SECONDS)
+                await admin.Invite(invitation, timeout=INVITE_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 raise MembershipError(f"{address} does not join: {error.details()}") from error

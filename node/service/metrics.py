@@ -173,8 +173,8 @@ class NodeMetrics:
         self.log_sync_seconds.observe(seconds)
         self.log_batch.observe(writes)
 
-    def proposed(self) -> None:
-        self.proposals.inc()
+    def proposed(self, commands: int) -> None:
+        self.proposals.inc(commands)
 
     def applied_batch(self, seconds: float, transactions: int) -> None:
         self.apply_seconds.observe(seconds)
