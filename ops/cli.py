@@ -204,13 +204,15 @@ def drill_soak(
     """Load a cluster and kill its nodes for a long time. Exit code 1 on loss, and when something drifts.
 
     Memory, handles, threads, disk, latency and rate are sampled; each series says what it may do. --plot needs
-    pip install 'raftstorage[drill]'.
+    pip install 'raftstorage\\[drill]'.
     """
     from raftstorage.ops import soak, soak_plot, soak_report
 
     progress = Console(stderr=True, soft_wrap=True)
     if plot is not None and not soak_plot.available():
-        progress.print("matplotlib is not installed, so nothing is drawn: pip install 'raftstorage[drill]'")
+        progress.print(
+            "matplotlib is not installed, so nothing is drawn: pip install 'raftstorage[drill]'", markup=False
+        )
         plot = None
     report, struck = soak.run(
         minutes=minutes,

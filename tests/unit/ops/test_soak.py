@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import ZODB
 from raftstorage.ops import drill_reader, soak
+from raftstorage.ops.cli import app
 from raftstorage.ops.drift import Point
 from raftstorage.ops.drill_objects import Mark, Slot
 from raftstorage.ops.drill_report import Ack, analyse
 from raftstorage.ops.soak_report import KINDS, SoakReport, judge_all, show, sparkline, windows
 from raftstorage.ops.soak_samples import Series, bytes_on_disk, process_figures
 from rich.console import Console
+from typer.testing import CliRunner
 from ZODB.DemoStorage import DemoStorage
 
 MIB = 1 << 20
@@ -310,3 +312,8 @@ def test_the_last_node_is_left_alone_in_the_second_half(
     assert set(cluster.killed) == {0, 1}
     assert len(ground.times) == 18
     assert "no commit for 0." in said[-1]
+
+
+def test_the_help_names_what_to_install() -> None:
+    """Square brackets are markup to the help's renderer."""
+    assert "raftstorage[drill]" in CliRunner().invoke(app, ["drill", "soak", "--help"]).stdout
