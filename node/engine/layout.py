@@ -14,6 +14,9 @@
                   "membership"         -> data of the newest MEMBERSHIP entry; not there when there was none
                   "staging"            -> fragments of a transaction that may go on with the next entry
                   "dropped" + index    -> tid and pages of fragments (the first has this index) to be removed
+    packing       "pack"               -> the newest pack, as the log has it: see `packs.py`
+                  "removal"            -> how far this node has removed what it made invisible
+                  "gone" + tid         -> so many records of this transaction were removed
 
 Format 1 had records with their data and whole transactions only, no term and no membership; format 2 no deletes
 but restored ones, no packs and no blobs. They are read as they are, and the "state" rewritten when it is opened.
@@ -92,7 +95,8 @@ def read_state(sealed: bytes) -> tuple[State, int]:
 class Stub(NamedTuple):
     """What `records` says of a record. `fragment`: index of its transaction's first fragment; 0: it came whole.
 
-    `inline` None: the data is in `chunks` chunks, with `size` bytes in all.
+    `inline` None: the data is in `chunks` chunks, with `size` bytes in all. Garbage that was collected has
+    `no_data`, and maybe chunks, which are removed with it.
     """
 
     no_data: bool = False
@@ -131,7 +135,7 @@ def read_stub(key: bytes, sealed: bytes) -> Stub:
         at += _FRAGMENT.size
     if flags & _SPLITTED:
         size, chunks = _SPLIT.unpack_from(value, at)
-        return Stub(False, data_tid, fragment, None, size, chunks)
+        return Stub(bool(flags & _NO_DATA), data_tid, fragment, None, size, chunks)
     inline = value[at:]
     return Stub(bool(flags & _NO_DATA), data_tid, fragment, inline, len(inline))
 

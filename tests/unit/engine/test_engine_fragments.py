@@ -24,7 +24,8 @@ from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.engine.commands import allocate, change, entry, feed, in_fragments, p64, run
-from tests.unit.engine.model import EngineMachine, commands
+from tests.unit.engine.machine import EngineMachine
+from tests.unit.engine.model import commands
 from tests.unit.service.fuzzing import explore
 
 A, B = b"A" * 16, b"B" * 16
