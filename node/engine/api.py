@@ -129,9 +129,10 @@ class Position(NamedTuple):
 
 def add_page(transactions: list[pb.CommittedTransaction], page: list[pb.CommittedTransaction], skip: int) -> None:
     """Adds a page of `Engine.transactions`, which was asked for with `skip`, to those before it."""
-    if skip > 0:
+    goes_on = skip > 0 and bool(page) and page[0].tid == transactions[-1].tid  # else it was packed away meanwhile
+    if goes_on:
         transactions[-1].records.extend(page[0].records)
-    transactions += page[skip > 0 :]
+    transactions += page[goes_on:]
 
 
 #: A transaction's tid and the oids it changed, in stored order.
@@ -191,8 +192,10 @@ class Engine(Protocol):
         database is opened again. Not part of `apply`.
         """
 
-    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+    def load_before(self, oid: bytes, tid: bytes, most: int | None = None) -> Revision | None:
         """The newest revision below `tid`; None when the object is younger. KeyError: unknown oid.
+
+        None too when its data is kept apart and has more than `most` bytes: it is not read.
 
         Packed: there is none, and `tid` is not above `packed`: there may have been one.
         """

@@ -126,7 +126,7 @@ class Reading:
             return None
         return stub.inline if stub.inline is not None else b"".join(self._pieces(key, stub))
 
-    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+    def load_before(self, oid: bytes, tid: bytes, most: int | None = None) -> Revision | None:
         """See `api.Engine.load_before`."""
         if len(oid) != 8 or len(tid) != 8:  # other lengths would split into another oid and tid
             raise KeyError(oid)
@@ -144,7 +144,10 @@ class Reading:
             key, sealed = found
             data = read_whole(key, sealed)
             if data is None:
-                data = self._data(key, read_stub(key, sealed))
+                stub = read_stub(key, sealed)
+                if most is not None and stub.size > most:
+                    return None
+                data = self._data(key, stub)
             if key[8:] > packed or (data is not None and (after is None or after > packed)):
                 return Revision(data, key[8:], after)
         if tid <= packed:

@@ -97,7 +97,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             ),
             propose_many=driver.propose_many,
         )
-        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal)
+        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal, level)
         self._led_term = 0
         bounds = bounds or Bounds()
         self._gate = Gate(driver, self._coordinator, limits, bounds, room)

@@ -33,14 +33,19 @@ class Begin(Protocol):
 
 class Transacting:
     """Gathers parts, checks what comes, and lets the coordinator go on with large transactions in turns of the
-    loop that others share. `guard`: around what reaches the engine."""
+    loop that others share. `guard`: around what reaches the engine. `level()`: the cluster's feature level."""
 
     def __init__(
-        self, coordinator: Coordinator, limits: SessionLimits, guard: Callable[[], AbstractContextManager[None]]
+        self,
+        coordinator: Coordinator,
+        limits: SessionLimits,
+        guard: Callable[[], AbstractContextManager[None]],
+        level: Callable[[], int],
     ) -> None:
         self._coordinator = coordinator
         self._limits = limits
         self._guard = guard
+        self._level = level
         largest = limits.max_transaction_bytes
         self._gatherer = PartGatherer(
             PartLimits(
@@ -73,7 +78,7 @@ class Transacting:
             parts = gathered
         else:
             self._gatherer.drop(session, identity)
-        parsed = parse_transaction(body, self._limits)
+        parsed = parse_transaction(body, self._limits, self._level())
         if parts is not None and isinstance(parsed, pb.Transaction):
             parsed = self._rest(parts, parsed, len(body)) or parsed
         if isinstance(parsed, pb.Failure):
@@ -88,7 +93,7 @@ class Transacting:
         most = self._limits.max_transaction_bytes
         if parts.size + size > most:
             return failure(pb.TOO_LARGE, f"the transaction has {parts.size + size} bytes; {most} are allowed")
-        return parts.complete(rest, size)
+        return parts.complete(rest, size, self._level())
 
     def aborted(self, session: object, identity: bytes) -> None:
         self._gatherer.drop(session, identity)

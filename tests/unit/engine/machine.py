@@ -185,8 +185,8 @@ class EngineMachine(RuleBasedStateMachine):
                 assert len(page) <= 1 or sum(len(each.record.data) for each in page) <= size
                 got += page
             expected = []
-            for oid in [oid for oid in map(p64, OIDS) if oid >= start and self.model.seen(oid)]:
-                found = self.model.load_before(oid, before or LAST)
+            for oid in [oid for oid in sorted(self.model.revisions) if oid >= start]:
+                found = self.model.load_before(oid, before or LAST) if self.model.seen(oid) else None
                 if found is not None and found.data is not None:
                     record = pb.Record(data=found.data, serial=found.serial, next_serial=found.next_serial or b"")
                     expected.append(pb.FoundRecord(oid=oid, record=record))
@@ -194,7 +194,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(start=STARTS, budget=st.integers(1, 9))
     def unchanged(self, start: bytes, budget: int) -> None:
-        current = {oid: self.model.seen(oid)[-1:] for oid in map(p64, OIDS) if oid >= start}
+        current = {oid: self.model.seen(oid)[-1:] for oid in sorted(self.model.revisions) if oid >= start}
         for engine in self.engines:
             got, more = engine.unchanged(start, budget)
             while more:
