@@ -33,6 +33,8 @@ class Standing:
         self.on_role: list[Callable[[RoleChange], None]] = []
         #: Called when this node leads and has applied its own no-op.
         self.on_ready: list[Callable[[], None]] = []
+        #: Called on the leader with the index of the first of some commands that were appended, and them.
+        self.on_proposed: list[Callable[[int, Sequence[bytes]], None]] = []
         #: Called when the effective membership has changed, committed or not.
         self.on_membership: list[Callable[[Membership], None]] = []
         #: Called, maybe again and again, while this node needs a snapshot of the leader.

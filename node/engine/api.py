@@ -182,6 +182,10 @@ class Engine(Protocol):
     def pack(self) -> Pack:
         """The newest pack, as the log has it."""
 
+    @property
+    def removes(self) -> bool:
+        """`pack_step` has something left to do."""
+
     def pack_state(self) -> pb.PackState:
         """How far the newest pack is on this node. "marking": its garbage is not known yet."""
 
@@ -214,6 +218,9 @@ class Engine(Protocol):
 
         Looks at up to `budget` objects.
         """
+
+    def pieces_at_pack(self, oid: bytes) -> Iterator[bytes] | None:
+        """As `pieces`, of the revision not newer than the newest pack that it left; None: there is none."""
 
     def current_page(self, start: bytes, before: bytes, max_bytes: int) -> tuple[list[pb.FoundRecord], bytes]:
         """The newest records below `before` (b"": of all) of oids >= `start`, and where to go on; b"": nowhere.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from raftstorage.node.engine.api import Packed
-from raftstorage.node.engine.layout import read_head
+from raftstorage.node.engine.layout import read_head, read_stub
 from raftstorage.node.engine.reading import LAST, Reading, before_tid
 from raftstorage.proto import storage_pb2 as pb
 
@@ -59,6 +61,12 @@ class Listing(Reading):
                 oids.append(oid)
             oid = self._oid_behind(oid + LAST)
         return oids, oid
+
+    def pieces_at_pack(self, oid: bytes) -> Iterator[bytes] | None:
+        """See `api.Engine.pieces_at_pack`."""
+        key = self._newest(oid, self._pack.tid) if self._pack.tid else None
+        stub = None if key is None else read_stub(key, self._needed("records", key))
+        return None if key is None or stub is None or stub.no_data else self._pieces(key, stub)
 
     # ---- transactions --------------------------------------------------------------------------------
 

@@ -127,6 +127,11 @@ class Packing(Commits):
 
     # ---- removing ------------------------------------------------------------------------------------
 
+    @property
+    def removes(self) -> bool:
+        """See `api.Engine.removes`. Garbage first: one way through the records is enough."""
+        return self._removal.phase != _DONE and (self._pack.collected or not self._pack.collect)
+
     def pack_state(self) -> pb.PackState:
         """See `api.Engine.pack_state`."""
         pack, removal = self._pack, self._removal
@@ -138,7 +143,7 @@ class Packing(Commits):
             collect=pack.collect,
             removed_objects=pack.objects,
             removed_records=removal.records,
-            removed_bytes=removal.size,
+            removed_bytes=removal.size + pack.size,
         )
         if pack.collect and not pack.collected:
             state.phase = "marking"
@@ -152,7 +157,7 @@ class Packing(Commits):
 
     def pack_step(self, budget: int) -> bool:
         """See `api.Engine.pack_step`."""
-        if self._removal.phase == _DONE or (self._pack.collect and not self._pack.collected):
+        if not self.removes:
             return False
         removal = replace(self._removal)
         changes: list[Change] = []
@@ -217,7 +222,7 @@ class Packing(Commits):
     ) -> None:
         self._forget(key, stub, changes)
         removal.records += 1
-        removal.size += stub.size
+        removal.size += 0 if stub.no_data else stub.size  # of garbage it was counted when it was collected
         gone[key[8:]] = gone.get(key[8:], 0) + 1
 
     def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> None:

@@ -108,7 +108,12 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             return _identity(request.part.transaction_id)
         case "hello":
             return invalid("a Hello is the first request of a stream and no other")
-        case "read_barrier" | "size":
+        case "pack":
+            pack = request.pack
+            if len(pack.pack_id) != 16:
+                return invalid(f"a pack's id must have 16 bytes, not {len(pack.pack_id)}")
+            return _eight("tid", pack.tid) if any(pack.tid) else invalid("a pack needs a tid")
+        case "read_barrier" | "size" | "pack_progress":
             return None
     return invalid("a call that this node does not know")
 
