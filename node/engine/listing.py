@@ -40,7 +40,7 @@ class Listing(Reading):
             except KeyError:
                 revision = None
             if revision is not None and revision.data is not None:
-                size += len(revision.data) + 40
+                size += len(revision.data) + 60
                 if page and size > max_bytes:
                     break
                 record = pb.Record(data=revision.data, serial=revision.serial)

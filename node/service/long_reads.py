@@ -94,7 +94,7 @@ def current_records(engine: Engine, asked: pb.CurrentRecords) -> Steps:
             page, start = engine.current_page(start, asked.before, min(left, SLICE_BYTES))
         except Packed as error:
             return packed_away(error)
-        size = sum(each.ByteSize() for each in page)
+        size = sum(each.ByteSize() + 5 for each in page)
         if found and size > left:
             start = page[0].oid
             break
@@ -123,7 +123,7 @@ def load_many(engine: Engine, asked: pb.LoadMany) -> Steps:
             continue
         if revision is None or revision.data is None:
             continue
-        size += len(revision.data) + 40
+        size += len(revision.data) + 60
         if size > PAGE_BYTES:
             break
         looked += len(revision.data) >> 13
