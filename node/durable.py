@@ -46,14 +46,16 @@ def opened(
 
 
 def agree(wal: Wal, engine: Engine, installed: Installed) -> None:
-    """Makes the log follow a database that came as a snapshot. EngineError: the two do not fit; WalError."""
+    """Makes the log follow a database that came as a snapshot; `Wal.clean` is for the caller.
+
+    EngineError: the two do not fit; WalError.
+    """
     if installed.index and not _holds(wal, installed.index, installed.term):
         if engine.applied_index < installed.index:
             raise EngineError(f"{installed.name} holds what was applied up to entry {engine.applied_index} only")
         # The database had become the node's; its log is still the one of before.
         wal.reset(installed.index, installed.term)
         wal.forget(installed.index)
-        wal.clean()
     if engine.applied_index > wal.last_index():
         raise EngineError(
             f"the log ends at entry {wal.last_index()}, but {installed.name} holds what was applied up to entry "

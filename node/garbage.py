@@ -82,6 +82,8 @@ class Collector:
         self._behind = True  # entries up to the barrier are to be read from the engine
         self._work = self._run()
         self._looked = 0
+        #: Objects, about.
+        self.total = engine.approximate_size()[1]
         self._collecting = False
         self.problem = ""
         self.over = False

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from raftstorage.node.asking import admin_at
 from raftstorage.node.identity import Found, NodeDirectory, NodeIdentity, Wish, new_instance
-from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.node.versions import Versions
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
@@ -96,9 +96,8 @@ async def _ask_all(addresses: Sequence[str], request: pb.JoinRequest) -> tuple[p
             problem = problem or reason
             continue
         try:
-            async with grpc.aio.insecure_channel(leader, options=CHANNEL_OPTIONS) as channel:
-                stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-                return await stub.Join(request, timeout=CALL_SECONDS * 3), ""
+            async with admin_at(leader) as admin:
+                return await admin.Join(request, timeout=CALL_SECONDS * 3), ""
         except grpc.aio.AioRpcError as error:
             problem = f"{leader}: {error.code().name}: {error.details()}"
             if error.code() in FINAL:
@@ -109,22 +108,33 @@ async def _ask_all(addresses: Sequence[str], request: pb.JoinRequest) -> tuple[p
 async def _leader_near(address: str) -> tuple[str, str]:
     """The address of the leader that the node at `address` knows; empty with the reason when there is none."""
     try:
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-            members = await stub.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+        async with admin_at(address) as admin:
+            members = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
         return "", f"{address}: {error.code().name}: {error.details()}"
     leader = next((member.address for member in members.members if member.node_id == members.leader_id), "")
     return leader, f"{address}: no leader is known there"
 
 
+async def members_near(addresses: Sequence[str]) -> Sequence[pb.MemberStatus]:
+    """The members, as the leader that one of `addresses` knows sees them; none when nobody knows one."""
+    for leader, _reason in await asyncio.gather(*map(_leader_near, addresses)):
+        if leader:
+            try:
+                async with admin_at(leader) as admin:
+                    reply = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                log.info("%s, which leads, does not say who is a member: %s", leader, error.details())
+                continue
+            if any(each.node_id == reply.leader_id and each.address == leader for each in reply.members):
+                return tuple(reply.members)
+    return ()
+
+
 async def identify(address: str) -> pb.IdentifyReply:
     """Who listens at `address`. grpc.aio.AioRpcError when nobody answers."""
-    # A connection of its own: that others failed a moment ago says nothing of now.
-    options = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-        return await stub.Identify(  # type: ignore[no-any-return]
+    async with admin_at(address, afresh=True) as admin:
+        return await admin.Identify(  # type: ignore[no-any-return]
             pb.IdentifyRequest(), timeout=CALL_SECONDS, wait_for_ready=True
         )
 

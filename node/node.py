@@ -237,9 +237,11 @@ class Node:
         peers.serve_snapshot = SnapshotService(self._snapshots, self._snapshot_damaged).serve
 
     async def _checkpoint(self, path: Path) -> Checkpointed:
-        """The bulk is written in a thread; what came meanwhile, and the links, take the loop little time."""
+        """All that is to be written is, in a thread: the links are left, and take the loop little time."""
         await self.driver.flush()
-        made = self.driver.engine.checkpoint(path)
+        with self.driver.applying_nothing():
+            await self.driver.flush()  # what came during the first one
+            made = self.driver.engine.checkpoint(path)
         return replace(made, membership=made.membership or self._founded.encode())
 
     def _source(self, node_id: int, address: str) -> GrpcSource:
@@ -300,12 +302,15 @@ class Node:
             problems=self._problems,
             transfer=transfer,
             disk=lambda: (self.disk.gauge.space.free, self.disk.gauge.reserve),
+            packing=lambda: self._storage.pack_state(),
         )
 
     def _problems(self) -> list[str]:
         """What is wrong here and what to do, one line each."""
         found = [f"{problem.text}" for problem in self._peers.problems()]
         if problem := self.disk.problem():
+            found.append(problem)
+        if problem := self._storage.pack_state().problem:
             found.append(problem)
         driver = self.driver
         if driver.membership.members and driver.membership.member(self.identity.node_id) is None:

@@ -89,7 +89,9 @@ class Packer:
 
     def _changes(self, asked: pb.Pack) -> bool:
         pack, tid = self._engine.pack, min(asked.tid, self._engine.last_tid)
-        return tid > (pack.tid or Z64) or (tid == pack.tid and asked.collect and not pack.collect)
+        if tid == pack.tid:
+            return asked.collect and not pack.collect
+        return tid > (pack.tid or Z64) and self._engine.transactions(Z64, tid, 0) != ([], None)
 
     def _nothing(self, asked: pb.Pack) -> pb.Event:
         """There is nothing to pack, or it was packed to this time or a later one before."""
@@ -108,7 +110,7 @@ class Packer:
         if self._collector is not None and state.phase == "marking":
             state.phase, state.done = self._collector.state()
             state.unit = "objects"
-            state.total = max(state.done, self._engine.approximate_size()[1])
+            state.total = max(state.done, self._collector.total)
         state.problem = self.problem
         return state
 

@@ -19,6 +19,8 @@ OBJECT_BYTES = 200
 #: A part must bring something: this many are enough for the largest transaction there can be.
 MOST_PARTS = 4096
 MOST_CHECKS = 1_000_000
+#: Blobs that a vote looks for; applying looks for all.
+MOST_BLOBS = 256
 _SHARDS = 16
 #: Transactions under way at once in one session, given up ones included.
 MOST_GATHERINGS = 64
@@ -65,7 +67,7 @@ class History:
         self._nameless = b""
 
     def note(self, record: pb.NewRecord) -> None:
-        if not self._newer and (record.no_data or record.data_tid.strip(b"\0") or record.HasField("blob")):
+        if not self._newer and (record.no_data or record.data_tid.strip(b"\0")):
             self._newer = record.oid
         if not self._nameless and record.no_data and not record.base_serial.strip(b"\0"):
             self._nameless = record.oid
@@ -73,8 +75,7 @@ class History:
     def problem(self, level: int) -> pb.Failure | None:
         """Why a transaction with these that does not restore is refused. `level`: the cluster's feature level."""
         if self._newer and level < HISTORY_LEVEL:
-            missing = "undo, deletes and blobs need a newer version on some member of the cluster"
-            return failure(pb.UNSUPPORTED, missing, self._newer)
+            return failure(pb.UNSUPPORTED, "not all members of the cluster know undo and deletes yet", self._newer)
         if self._nameless:
             return failure(pb.INVALID, "no_data must name the revision that it deletes", self._nameless)
         return None
@@ -94,6 +95,7 @@ class Parts:
         "_going_on_size",
         "_history",
         "_max_record_bytes",
+        "blobs",
         "checked",
         "identity",
         "size",
@@ -107,6 +109,7 @@ class Parts:
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
         self._history = History()
+        self.blobs: list[pb.NewRecord] = []  # oids and blobs of the first records that have such
         self.written = Serials()
         self.checked = Serials()
         self.size = 0
@@ -145,6 +148,8 @@ class Parts:
         if self._going_on and not transaction.records:
             return failure(pb.INVALID, "the record before goes on, but not here", self._going_on)
         for record in transaction.records:
+            if record.HasField("blob") and len(self.blobs) < MOST_BLOBS:
+                self.blobs.append(pb.NewRecord(oid=record.oid, blob=record.blob))
             if self._going_on:
                 problem = self._go_on(record)
                 if problem is not None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.examination import Examination
@@ -23,7 +22,9 @@ from raftstorage.node.failures import (
     failed,
     is_final,
     lost,
+    no_upload,
     not_leader,
+    outcome_event,
     stale,
 )
 from raftstorage.node.oids import OidBlocks, Reply
@@ -31,18 +32,8 @@ from raftstorage.node.parts import Parts
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.node.reservations import Reservations
 from raftstorage.node.tids import after, timestamp_tid
-from raftstorage.node.works import Flight, Work, Works
+from raftstorage.node.works import CoordinatorLimits, Flight, Work, Works
 from raftstorage.proto import storage_pb2 as pb
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorLimits:
-    """`waiting`: votes and commits that may wait for oids; `expired`: expired leases that are remembered; `held`:
-    bytes of memory of all that is voted for, waits, or is proposed (a restore is proposed nonetheless)."""
-
-    waiting: int = 10_000
-    expired: int = 10_000
-    held: int = 1 << 30
 
 
 class Coordinator:
@@ -207,7 +198,7 @@ class Coordinator:
             self._flying_weight -= flight.work.weight
             freed += self._reservations.release(flight.work)
             for reply in flight.replies:  # an event each: the id that goes into it differs
-                reply(self._outcome(flight.work, outcome) if ours else lost())
+                reply(outcome_event(flight.work.tid, outcome, self._engine) if ours else lost())
         if not self._flying:
             self._last_assigned = self._engine.last_tid
         self._retry(freed, now)
@@ -254,7 +245,7 @@ class Coordinator:
             work.reply(pb.Event(failure=busy("too many transactions are under way; try again")))
         else:
             if work.parts is not None and not work.tid:
-                work.examination = Examination(self._engine, work.parts)
+                work.examination = Examination(self._engine, work.parts, self._limits.slice_objects)
                 self._examined[work] = None
             self._admit(work, now)
         self._retry(freed, now)
@@ -278,6 +269,9 @@ class Coordinator:
 
     def _decide(self, work: Work, now: float) -> bool:
         """True when it has to wait."""
+        if work.vote and (missing := self._engine.missing_upload(work.blobs)) is not None:
+            work.reply(no_upload(missing))
+            return False
         if work.tid:
             if work.vote and work.tid <= self._last_assigned:
                 work.reply(stale(work.tid, self._last_assigned))
@@ -355,15 +349,6 @@ class Coordinator:
         command.fragments = len(parts)
         entries = [*parts.commands(tid), pb.Command(commit=command).SerializeToString()]
         return self._propose_many(entries) + len(parts)
-
-    def _outcome(self, work: Work, outcome: Applied) -> pb.Event:
-        if outcome.tid is not None:
-            return pb.Event(committed=pb.Committed(tid=outcome.tid))
-        if outcome.conflicts:
-            return pb.Event(failure=conflict_failure(outcome.conflicts[0], self._engine))
-        if work.tid and work.tid <= self._engine.last_tid:
-            return stale(work.tid, self._engine.last_tid)
-        return failed(pb.INVALID, outcome.refused or "refused")
 
     def _drop(self, identity: bytes, answer: bool = True) -> list[bytes]:
         """Forgets a vote or what waits; returns the oids whose waiters can be looked at again."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
 
-import grpc
 import grpc.aio
+from raftstorage.node.asking import admin_at
 from raftstorage.node.driver import Driver
 from raftstorage.node.identity import Found, NodeDirectory, Wish
 from raftstorage.node.raft.membership import MemberRole
-from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS
 from raftstorage.proto import admin_pb2 as pb
-from raftstorage.proto import admin_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +56,8 @@ class Wishes:
         if wish.replaces in driver.membership.ids:
             request = pb.ChangeMembersRequest(replace=pb.Replacement(old=wish.replaces, by=driver.node_id))
         try:
-            async with grpc.aio.insecure_channel(leader.address, options=CHANNEL_OPTIONS) as channel:
-                stub: Any = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-                await stub.ChangeMembers(request, timeout=CALL_SECONDS)
+            async with admin_at(leader.address) as admin:
+                await admin.ChangeMembers(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             if self._told != error.details():
                 self._told = error.details() or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from raftstorage.node.examination import Examination
@@ -13,6 +13,18 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: A transaction that writes and checks more objects is wide: it is reserved as a whole, without a look at each.
 WIDE = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorLimits:
+    """`waiting`: votes and commits that may wait for oids; `expired`: expired leases that are remembered; `held`:
+    bytes of memory of all that is voted for, waits, or is proposed (a restore is proposed nonetheless);
+    `slice_objects`: see Examination."""
+
+    waiting: int = 10_000
+    expired: int = 10_000
+    held: int = 1 << 30
+    slice_objects: int = 0
 
 
 class Work:
@@ -78,6 +90,11 @@ class Work:
         if self.tid:
             return ()
         return self.parts.written if self.parts is not None else [each.oid for each in self.transaction.records]
+
+    @property
+    def blobs(self) -> Sequence[pb.NewRecord]:
+        """Records, those with blobs among them; of very many not all."""
+        return self.parts.blobs if self.parts is not None else self.transaction.records
 
     @property
     def wide(self) -> bool:

@@ -9,11 +9,13 @@ from raftstorage.node.engine.layout import (
     MEMBERSHIP_KEY,
     STAGING_KEY,
     STATE_KEY,
+    blob_key,
     chunk_keys,
     page_key,
     read_head,
     read_page,
     read_stub,
+    read_upload,
 )
 from raftstorage.node.engine.leftovers import Leftovers
 from raftstorage.node.engine.packing import PACK_KEY
@@ -41,6 +43,7 @@ class Digesting(Leftovers):
         yield from self._visible_records()
         yield from self._visible_transactions()
         yield from self._staged()
+        yield from self._uploads()
 
     def _visible_records(self) -> Iterator[Pair]:
         packed = self._pack.tid
@@ -64,8 +67,26 @@ class Digesting(Leftovers):
 
     def _record_pairs(self, key: bytes, sealed: bytes) -> Iterator[Pair]:
         yield "records", key, sealed
-        for each in chunk_keys(key, read_stub(key, sealed)):
+        stub = read_stub(key, sealed)
+        for each in chunk_keys(key, stub):
             yield "data", each, self._needed("data", each)
+        if stub.blob is not None:
+            yield from self._blob_pairs(stub.blob.number, stub.blob.size)
+
+    def _blob_pairs(self, number: int, size: int) -> Iterator[Pair]:
+        for chunk in range(-(-size // self.blob_chunk_bytes)):
+            yield "blobs", blob_key(number, chunk), self._chunk(number, chunk)
+
+    def _uploads(self) -> Iterator[Pair]:
+        """What no transaction has; what dropped fragments had claimed is one of them."""
+        for key, sealed in self._store.scan("uploads", b"i"):
+            if not key.startswith(b"i"):
+                break
+            upload = read_upload(key, sealed)
+            if upload.claim in self._dropped:
+                upload = upload._replace(claim=0)
+            yield "uploads", key, upload.sealed()
+            yield from self._blob_pairs(upload.number, upload.size)
 
     def _visible_transactions(self) -> Iterator[Pair]:
         for tid, sealed in self._store.scan("transactions", b""):

@@ -159,6 +159,7 @@ class Packing(Commits):
         """See `api.Engine.pack_step`."""
         if not self.removes:
             return False
+        self._counts.clear()  # what it held is written
         removal = replace(self._removal)
         changes: list[Change] = []
         if removal.pages:
@@ -227,6 +228,7 @@ class Packing(Commits):
 
     def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> None:
         """Removes a record and all that it alone has."""
+        self._forget_blob(stub, changes)
         changes.append(("records", key, None))
         changes += [("data", each, None) for each in chunk_keys(key, stub)]
 

@@ -1,7 +1,7 @@
 """The consensus core: Raft as a state machine (Ongaro & Ousterhout's paper; Ongaro's thesis, chapters 3 to 6, 9).
 
-Inputs are `tick`, `step`, `propose`, `propose_membership`, `read_index`, `transfer_leader`, `install_snapshot` and
-`persisted`; effects are collected by `take_output`. What the message fields carry beyond their names:
+Inputs: `begin`, `tick`, `step`, `propose`, `propose_membership`, `read_index`, `transfer_leader`, `persisted` and
+`install_snapshot`; effects are collected by `take_output`. What the message fields carry beyond their names:
 
 APPEND            `context` messages.TELLS_COMMIT: no entries, answered only when refused
 APPEND_REPLY      `log_index`: last index known to agree, durable by the time the message leaves; with `reject` the
@@ -135,6 +135,11 @@ class RaftCore:
 
     # ---- inputs --------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """The node runs from now on. A sole voter has nobody to wait for: it campaigns at once."""
+        if self.voters == (frozenset({self.node_id}),):
+            election.campaign(self, pre=True)
+
     def tick(self) -> None:
         """One tick of time went by."""
         self.elapsed += 1
@@ -204,19 +209,19 @@ class RaftCore:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
         dispatch.step(self, message)
 
-    def take_output(self) -> Output:
-        """All effects since the last call. Call until it is empty: what is applied comes in bounded pieces."""
+    def take_output(self, apply: bool = True) -> Output:
+        """All effects since the last call, in bounded pieces: call until empty. Not `apply`: nothing to apply."""
         if self.role is Role.LEADER:
             leading.start_read_round(self)
             leading.send_entries(self)
         send, persist = self.outbox.take(HardState(self.term, self.vote), self.log)
         role = RoleChange(self.role, self.term, self.leader)
-        changed = role if role != self._announced else None
-        self._announced = role
+        changed, self._announced = role if role != self._announced else None, role
         membership = self.membership if self.membership != self._announced_membership else None
         self._announced_membership = self.membership
         fetch, self.fetch = self.fetch, None
-        return Output(send, persist, self._take_applicable(), *self.own_reads.take(), changed, membership, fetch)
+        applies = self._take_applicable() if apply else ()
+        return Output(send, persist, applies, *self.own_reads.take(), changed, membership, fetch)
 
     def has_output(self) -> bool:
         """Would `take_output` return anything but an empty Output?"""
@@ -250,12 +255,11 @@ class RaftCore:
         transfer: bool = False,
     ) -> None:
         """Queues a message, in the current term by default; with `durable` it waits for all writes so far."""
-        in_term = self.term if term is None else term
         message = Message(
             kind,
             self.node_id,
             to,
-            in_term,
+            self.term if term is None else term,
             log_index,
             log_term,
             entries,

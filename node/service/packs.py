@@ -19,6 +19,8 @@ from raftstorage.proto import storage_pb2 as pb
 #: So long it works at a time, in seconds; then others have the loop for so many times as long.
 SLICE_SECONDS = 0.002
 REST = 4
+#: When it may not write it is asked again after so many seconds.
+AGAIN_SECONDS = 0.05
 
 
 class Packs:
@@ -37,6 +39,7 @@ class Packs:
         work_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.packer = Packer(driver.engine, driver.propose, lambda: driver.term, lambda: driver.last_index)
+        self._driver = driver
         self._level = level
         self._wall_clock = wall_clock
         self._guard = guard
@@ -53,7 +56,7 @@ class Packs:
     def ask(self, asked: pb.Pack, reply: Reply) -> None:
         """A Pack, on a leader that is ready."""
         if self._level() < HISTORY_LEVEL:
-            reply(failed(pb.UNSUPPORTED, "packs need a newer version on some member of the cluster"))
+            reply(failed(pb.UNSUPPORTED, "not all members of the cluster know packs yet"))
         else:
             self.packer.pack(asked, self._wall_clock(), reply)
 
@@ -79,6 +82,9 @@ class Packs:
 
     def _slice(self) -> None:
         self._handle = None
+        if not self._driver.may_write:
+            self._handle = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._slice)
+            return
         begin = self._work_clock()
         spent, more = 0.0, True
         with self._guard():

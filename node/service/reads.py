@@ -23,7 +23,7 @@ Reply = Callable[[pb.Event], None]
 #: Calls that this module answers.
 CALLS = frozenset(
     {
-        "load_before", "load_serial", "load_many", "history", "read_transactions", "transaction_log",
+        "load_before", "load_serial", "load_many", "load_blob", "history", "read_transactions", "transaction_log",
         "current_records", "size",
     }
 )  # fmt: skip
@@ -31,6 +31,7 @@ CALLS = frozenset(
 PATIENCE = 0.2
 #: Reads that may wait for that at once, and the bytes of their requests.
 MAX_PARKED = Amount(50_000, 32 << 20)
+BLOB_BYTES = 256 << 10
 
 
 class _Parked:
@@ -182,6 +183,8 @@ class Reads:
                 except KeyError:
                     return missing(wanted.oid)
                 return pb.Event(record=pb.Record(data=data, serial=wanted.serial))
+            case "load_blob":
+                return self._blob(request.load_blob)
             case "history":
                 return long_reads.history(engine, request.history)
             case "read_transactions":
@@ -194,6 +197,15 @@ class Reads:
                 return long_reads.load_many(engine, request.load_many)
         size, objects = engine.approximate_size()
         return pb.Event(size=pb.SizeReply(bytes=size, objects=objects, packed=engine.packed))
+
+    def _blob(self, asked: pb.LoadBlob) -> pb.Event:
+        try:
+            data, size, crc32c = self._engine.load_blob(
+                asked.oid, asked.serial, asked.offset, asked.max_bytes or BLOB_BYTES
+            )
+        except KeyError:
+            return missing(asked.oid)
+        return pb.Event(blob_data=pb.BlobData(data=data, size=size, crc32c=crc32c))
 
 
 def _internal(call: str) -> pb.Event:

@@ -7,7 +7,7 @@ is done here in the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -197,8 +197,12 @@ class SimClient:
         checks: Sequence[bytes] = (),
         *,
         one_phase: bool = False,
-    ) -> None:
-        """Reads `oids` and `checks` at a snapshot, commits what `change` makes of them; in the history.
+        blobs: Mapping[bytes, pb.Blob] | None = None,
+        began: Callable[[bytes], None] = lambda identity: None,
+    ) -> bytes:
+        """Reads `oids` and `checks` at a snapshot, commits what `change` makes of them; in the history. The tid.
+
+        `blobs`: of records by oid. `began` hears the commit's identity.
 
         ClientDisconnected, Refused: nothing was committed, for certain.
         """
@@ -210,7 +214,9 @@ class SimClient:
         identity = self.rng.randbytes(16)
         message = pb.Transaction(user=self.name.encode(), description=identity)
         for oid, data in writes.items():
-            message.records.add(oid=oid, base_serial=serial.get(oid, Z64), data=data)
+            blob = blobs.get(oid) if blobs else None
+            message.records.add(oid=oid, base_serial=serial.get(oid, Z64), data=data, blob=blob)
+        began(identity)
         for oid in checks:
             message.checks.add(oid=oid, serial=serial[oid])
         body = message.SerializeToString()
@@ -258,3 +264,4 @@ class SimClient:
             self.feed.release()
             raise
         self.feed.finish(tid, lambda own: self._told(own, list(writes)), 0.0)
+        return tid

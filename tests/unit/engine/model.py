@@ -10,6 +10,7 @@ from raftstorage.node.engine.api import Z64, Applied, Conflict, Pack, Packed, Re
 from raftstorage.node.engine.state import MAX_ALLOCATION
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.blob_model import UploadsModel, blobs, crc, fits
 from tests.unit.engine.commands import p64
 
 HALF, LAST = 1 << 63, b"\xff" * 8
@@ -26,12 +27,14 @@ class Kept:
 
     serial: bytes
     data: bytes | None
+    blob: bytes | None = None
 
 
-class Model:
+class Model(UploadsModel):
     """What an engine must do, said once more with dictionaries."""
 
     def __init__(self, retention: int) -> None:
+        super().__init__()
         self.retention = retention
         self.index = 0
         self.last = Z64
@@ -71,7 +74,7 @@ class Model:
                 left.status = b"p"
                 del left.records[:]
             for record in each.records if each.tid <= self.pack.tid else []:
-                if Kept(each.tid, None if record.no_data else record.data) in self.seen(record.oid):
+                if each.tid in [kept.serial for kept in self.seen(record.oid)]:
                     left.records.append(record)
             for record in left.records:
                 hint = record.data_tid
@@ -100,6 +103,7 @@ class Model:
             and transaction.tid in (b"", commit.tid)
             and (not transaction.tid or u64(commit.tid) < HALF)
             and len(transaction.status) <= 1
+            and all(map(fits, transaction.records))
             and len(set(oids)) == len(oids)
             and all(len(oid) == 8 for oid in [*oids, *(each.oid for each in transaction.checks)])
             and all(u64(oid) < HALF or u64(oid) < self.next_oid for oid in oids)
@@ -137,6 +141,10 @@ class Model:
             return self.decide_pack(command.pack)
         if kind == "collect":
             return self.decide_collect(command.collect)
+        if kind == "blob":
+            return self.chunk(command.blob)
+        if kind == "expire_uploads":
+            return self.expire(command.expire_uploads)
         if kind != "commit":
             return "unknown", Applied(self.index, refused="?")
         commit = command.commit
@@ -152,6 +160,8 @@ class Model:
             return "malformed", refused
         if tid <= self.last:
             return "stale tid", refused
+        if (missing := self.missing(transaction)) is not None:
+            return "no upload", Applied(self.index, identity, refused="?", missing=missing)
         conflicts = self.conflicts(transaction)
         if conflicts:
             return "conflict", Applied(self.index, identity, conflicts=tuple(conflicts))
@@ -188,9 +198,12 @@ class Model:
         kept.description, kept.extension = transaction.description, transaction.extension
         for record in transaction.records:
             data = None if record.no_data else record.data
-            self.revisions.setdefault(record.oid, []).append(Kept(tid, data))
+            blob = self.take(record)
+            self.revisions.setdefault(record.oid, []).append(Kept(tid, data, blob))
             data_tid = record.data_tid if record.data_tid != Z64 else b""
-            kept.records.add(oid=record.oid, data=data or b"", no_data=data is None, data_tid=data_tid)
+            added = kept.records.add(oid=record.oid, data=data or b"", no_data=data is None, data_tid=data_tid)
+            if blob is not None:
+                added.blob.CopyFrom(pb.Blob(size=len(blob), crc32c=crc(blob)))
             self.next_oid = max(self.next_oid, u64(record.oid) + 1)
         self.transactions.append(kept)
         self.ids[identity] = (tid, self.index)
@@ -233,6 +246,8 @@ def commands(draw: st.DrawFn, model: Model) -> bytes:
         record = transaction.records.add(oid=oid, base_serial=serial(oid, flaw == "base"), no_data=no_data)
         record.data = draw(st.binary(max_size=30))
         record.data_tid = draw(st.sampled_from([b"", model.last]))
+        if not no_data and draw(st.integers(0, 2)) == 2:
+            record.blob.CopyFrom(draw(blobs(model, record)))
     for oid in map(p64, draw(st.lists(st.sampled_from(OIDS), max_size=2))):
         transaction.checks.add(oid=oid, serial=serial(oid, flaw == "check"))
     if flaw in ("oid", "long oid"):

@@ -357,6 +357,8 @@ def test_packs_to_no_later_time_are_done_at_once(node: Node, collect: bool) -> N
     assert empty is not None and (empty.pack.phase, empty.pack.tid, empty.pack.pack_id) == ("done", b"", ONE)
     first = node.write({0: [], 1: []})
     last = node.write({0: []})
+    early = node.pack(tid=p64(int.from_bytes(first, "big") - 1))
+    assert early is not None and (early.pack.phase, early.pack.tid) == ("done", b"")
     node.pack(tid=timestamp_tid(node.now))
     node.finish()
     node.replies.clear()

@@ -337,3 +337,17 @@ def test_a_learner_neither_campaigns_nor_is_asked_nor_counts() -> None:
     for learner in (4, 5):
         hear(cluster, MessageType.VOTE_REPLY, learner, 1)
     assert role(cluster) is Role.CANDIDATE
+
+
+# ---- the beginning ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("voters", "learners", "began"),
+    [({1}, (), Role.CANDIDATE), ({1}, {2}, Role.CANDIDATE), ({1, 2}, (), Role.FOLLOWER), ({2}, {1}, Role.LEARNER)],
+)
+def test_a_sole_voter_waits_for_nobody(voters: set[int], learners: set[int], began: Role) -> None:
+    config = Config(1, frozenset(voters), frozenset(learners), election_ticks=ELECTION)
+    core = RaftCore(config, MemoryLog([], HardState()), HardState(), 0, random.Random(0))
+    core.begin()
+    assert core.role is began, "a candidate leads when its own vote is on disk"

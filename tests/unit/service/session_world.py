@@ -46,6 +46,7 @@ class FakeDriver:
         self.membership = Membership.initial({1: "one:1", 2: "two:2"})
         self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
         self.held = False
+        self.may_write = True
         self.barrier_error: Exception | None = None
         self.failed: list[BaseException] = []
         self.ended = asyncio.Event()

@@ -37,11 +37,6 @@ from tests.unit.snapshots.sources import (
 )
 
 
-@pytest.fixture
-def disk(rng: random.Random) -> ModelDisk:
-    return new_disk(rng)
-
-
 def test_a_snapshot_becomes_a_folder_that_survives_a_power_cut(disk: ModelDisk) -> None:
     seen = Seen()
     fetched = run(fetcher(disk, observer=seen).fetch(Source()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -29,14 +28,8 @@ from tests.unit.snapshots.sources import (
     check_finished,
     fetcher,
     manifest_of,
-    new_disk,
     run,
 )
-
-
-@pytest.fixture
-def disk(rng: random.Random) -> ModelDisk:
-    return new_disk(rng)
 
 
 def files(*names: str, size: int = 3, crc32c: int = 1) -> dict[str, Any]:
