@@ -109,6 +109,12 @@ def _run(
         int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
     ] = 0,
     join_seconds: Annotated[float, typer.Option(help="With --join: how long it asks before it gives up.")] = 60.0,
+    rejoin: Annotated[
+        bool,
+        typer.Option(
+            "--rejoin", help="An empty --dir whose place is taken or gone joins; a removed one is refused."
+        ),
+    ] = False,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
@@ -144,6 +150,7 @@ def _run(
         snapshot_mib_per_second * MIB,
         disk_reserve_bytes,
         join_seconds,
+        rejoin,
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

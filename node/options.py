@@ -28,6 +28,8 @@ class NodeOptions:
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
     `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it
     waits until it is added instead. `alone`: an empty directory becomes a cluster of one.
+    `rejoin`: an empty directory whose place among `members` another one had, or which was removed, joins anew
+    instead of founding; one that was removed is refused. For those who start nodes and cannot look, as Kubernetes.
     `join_seconds`: how long it asks to be let in before it gives up.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
@@ -61,6 +63,7 @@ class NodeOptions:
     snapshot_bytes_per_second: int = 64 * MIB
     disk_reserve_bytes: int = 0
     join_seconds: float = 60.0
+    rejoin: bool = False
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -77,6 +80,8 @@ class NodeOptions:
             raise OptionError(f"{self.advertised}: others need an address to dial; name it with --advertise")
         if self.alone and self.advertised and split_address(self.advertised)[1] == 0:
             raise OptionError("port 0 cannot be dialled: name one with --listen or --advertise")
+        if self.rejoin and not (self.members or self.join):
+            raise OptionError("--rejoin is for --member and --join")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
         for address in self.join:
@@ -115,6 +120,11 @@ class NodeOptions:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:
             raise OptionError(f"--log-level {self.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Addresses of members that can be asked: of those that it joins, or is founded with."""
+        return tuple(self.join) or tuple(self.members[each] for each in self.members if each != self.node_id)
 
     @property
     def listen_address(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from raftstorage.proto import storage_pb2 as pb
@@ -108,6 +108,10 @@ class Begun:
         """What it changes."""
         return list(self._records)
 
+    @property
+    def records(self) -> Collection[Record]:
+        return self._records.values()
+
     def body(self) -> Body:
         """The serialized Transaction, or how to make it. RecordTooLarge when it is over the cluster's limit."""
         cluster = self.storage.cluster
@@ -136,8 +140,8 @@ class Begun:
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
             for failure in conflicts:
-                self._resolve(failure)
-                resolved[failure.oid] = None
+                if self._resolve(failure):
+                    resolved[failure.oid] = None
         cluster.metrics.conflict("write")
         raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
 
@@ -156,8 +160,12 @@ class Begun:
                 return body, event, address
         raise AssertionError("the last round ends in one way or another")
 
-    def _resolve(self, failure: pb.Failure) -> None:
-        """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
+    def _resolve(self, failure: pb.Failure) -> bool:
+        """Replaces the record in conflict by the resolved one, which is based on the committed revision.
+
+        False when there was nothing to resolve: an object that is not there (its revisions are below this storage
+        in a DemoStorage, or were packed away) is stored as a new one, as FileStorage does.
+        """
         metrics = self.storage.cluster.metrics
         record = self._records.get(failure.oid)
         if failure.reason == pb.READ_CONFLICT or record is None:
@@ -165,11 +173,14 @@ class Begun:
             raise conflict(failure)
         committed = failure.serial or Z64
         base = record.base_serial or Z64
-        if record.no_data and committed == Z64 != base:
-            raise POSException.POSKeyError(record.oid)  # there is nothing to delete
+        if committed == Z64 != base:
+            if record.no_data:
+                raise POSException.POSKeyError(record.oid)  # there is nothing to delete
+            self._put(record._replace(base_serial=Z64))
+            return False
         # Two objects with one oid have no common ancestor; what one side deletes the other one changes; the bytes
         # of blobs are not merged.
-        if Z64 in (base, committed) or record.no_data or not failure.data or record.blob is not None:
+        if base == Z64 or record.no_data or not failure.data or record.blob is not None:
             metrics.conflict("write")
             raise conflict(failure, record.data)
         try:
@@ -179,6 +190,7 @@ class Begun:
             raise
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
+        return True
 
     def abort(self) -> None:
         if self._asked:
@@ -212,6 +224,7 @@ class Voted:
         self.blobs.keep(tid)  # before anyone here can ask for them
         with as_zodb():
             feed.finish(tid, callback, self.storage.delivery_timeout)
+        self.storage._committed(tid, self._begun.records)
         return tid
 
     def _commit(self) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from raftstorage.proto import HISTORY_LEVEL
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
-from tests.simulation.store import SimEngine, SimStore
+from tests.simulation.store import Contents, SimEngine, SimStore, copied
 from tests.simulation.watcher import Watcher
 from tests.simulation.world import Exit, SimLoop, World
 from tests.simulation.writer import SimWriter
@@ -331,7 +330,7 @@ class SimNode:
             self.wal.forget(base.index)
             await self.driver.in_writer(self.wal.clean)
 
-    def copy_database(self) -> tuple[SnapshotBase, tuple[Any, Any]]:
+    def copy_database(self) -> tuple[SnapshotBase, Contents]:
         """A checkpoint: the state as it is now."""
         self.point("before checkpoint")
         store = self.databases[self.installed.name]
@@ -343,7 +342,7 @@ class SimNode:
             Membership.decode(membership) if membership else Membership.initial(self._identity.members),
         )
         self.point("after checkpoint")
-        return base, copy.deepcopy(store.durable)
+        return base, copied(store.durable)
 
     def _place(self, base: SnapshotBase) -> None:
         """`healing.placer`: the rename of the file `database` is atomic and durable."""
