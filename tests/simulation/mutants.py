@@ -32,6 +32,7 @@ from raftstorage.node.wal import format as wal_format
 from raftstorage.node.wal.segment import Segment
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.simulation import mutants_of_blobs as blobs
 from tests.simulation import mutants_of_growth as growth
 from tests.simulation.disk import SimFiles
 from tests.unit.raft import change_mutants as changes
@@ -346,6 +347,7 @@ MUTANTS: list[Mutant] = [
     believes_every_stream,
     caches_what_a_change_has_overtaken,
     moves_on_before_the_cache_is_told,
+    *blobs.BLOB_MUTANTS,
 ]
 
 #: Nobody has seen the simulator catch these yet; those of `changes` are caught by the core's own tests.
@@ -387,6 +389,9 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "cleans_more_than_was_forgotten": ("kill", "left behind"),
     "installs_before_it_is_written": ("left behind",),
     "commits_older_terms": ("slow then cut",),
+    "ends_uploads_that_were_taken": ("clock",),
+    "appends_what_is_there_already": ("reset", "split"),
+    "says_that_it_has_what_it_has_only_proposed": ("slow then cut", "stale leader"),
     "cuts_damage_like_a_torn_tail": ("flip", "kill"),
     "forgets_its_vote": ("contest",),
     "forgets_who_was_away": ("split", "reset"),
