@@ -17,6 +17,7 @@ from raftstorage.ops.diagnosis import diagnose, show_findings
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.looking_cli import log, show, undo
 from raftstorage.ops.member_cli import member_app, transfer_leader
+from raftstorage.ops.pack_cli import pack
 from raftstorage.ops.transfer_cli import export, import_
 from rich.console import Console
 
@@ -36,6 +37,7 @@ app.command("export")(export)
 app.command("log")(log)
 app.command("show")(show)
 app.command("undo")(undo)
+app.command("pack")(pack)
 
 _DEFAULT = status_module.DEFAULT_ADDRESSES
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from raftstorage.ops.clients import open_client
 from raftstorage.ops.console import guard, print_json
+from raftstorage.ops.looking.names import parse_moment, parse_oid, parse_tid
 from raftstorage.ops.status import DEFAULT_ADDRESSES
 from rich.console import Console
 
@@ -32,16 +33,13 @@ def log(
     wait_timeout: _Wait = 10.0,
 ) -> None:
     """List transactions: tid, time, user, description; the newest first, but with --follow last."""
+    first = parse_moment(since) if since else b"\0" * 8
+    last = parse_moment(until) if until else b"\xff" * 8
+    only = parse_oid(oid) if oid else None
     with open_client(addresses, wait_timeout, "log", read_only=True) as storage:
         from raftstorage.ops.looking import log as module
-        from raftstorage.ops.looking.names import parse_moment, parse_oid
 
-        wanted = module.Wanted(
-            user,
-            parse_moment(since) if since else module.Z64,
-            parse_moment(until) if until else module.LAST,
-            parse_oid(oid) if oid else None,
-        )
+        wanted = module.Wanted(user, first, last, only)
         follower = module.Follower(storage) if follow else None
         found = module.newest(storage, wanted, count or None)
         if follower is not None:
@@ -62,12 +60,13 @@ def show(
     addresses: _Addresses = DEFAULT_ADDRESSES,
     wait_timeout: _Wait = 10.0,
 ) -> None:
-    """Show an object (its class, references, sizes, history) or a transaction with its records. Imports no class."""
+    """Show an object (class, references, sizes, history) or a transaction with its records. Imports no class."""
+    moment = parse_moment(at) if at else None
+    parse_oid(name)
     with open_client(addresses, wait_timeout, "show", read_only=True) as storage:
         from raftstorage.ops.looking import show as module
-        from raftstorage.ops.looking.names import parse_moment
 
-        found = module.look(storage, name, at=parse_moment(at) if at else None, revisions=revisions)
+        found = module.look(storage, name, at=moment, revisions=revisions)
         if as_json:
             print_json(found)
         else:
@@ -84,13 +83,12 @@ def undo(
     wait_timeout: _Wait = 10.0,
 ) -> None:
     """Take transactions back in a new one: all of them, or none with the reason and exit status 1."""
+    wanted = [parse_tid(tid) for tid in tids]
     with open_client(addresses, wait_timeout, "undo") as storage:
         from raftstorage.ops.looking import undo as module
-        from raftstorage.ops.looking.names import parse_tid
 
-        wanted = [parse_tid(tid) for tid in tids]
         tid, changed = module.undo(storage, wanted, user=user, note=note, dry_run=dry_run)
-        did = "can be undone" if tid is None else f"undone by {tid.hex()}"
-        typer.echo(
-            f"{did}: {len(changed)} objects change" if tid is None else f"{did}: {len(changed)} objects changed"
-        )
+        if tid is None:
+            typer.echo(f"can be undone: {len(changed)} objects would change")
+        else:
+            typer.echo(f"undone by {tid.hex()}: {len(changed)} objects changed")

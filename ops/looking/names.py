@@ -31,7 +31,7 @@ def parse_oid(text: str) -> bytes:
 
 
 def parse_moment(text: str) -> bytes:
-    """The tid of a moment: a tid, or a date and perhaps a time, ISO 8601, UTC unless it says another. ValueError."""
+    """The tid of a moment: a tid, or a date and perhaps a time (ISO 8601, UTC unless it says more). ValueError."""
     if _TID.fullmatch(text.strip()):
         return parse_tid(text)
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import google_crc32c
 from raftstorage.client.cluster.policy import Call
 from raftstorage.client.cluster.uploads import Chunk
+from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.layout import read_stub
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.proto import storage_pb2 as pb
@@ -51,7 +52,10 @@ class Ledger:
                 if record.HasField("blob") != (data is not None):
                     raise Violation(f"a blob of {record.oid.hex()} at {each.tid.hex()}: {data!r} was wanted")
                 if data is not None:
-                    found = engine.load_blob(record.oid, each.tid, 0, MOST_BYTES * 2)
+                    try:
+                        found = engine.load_blob(record.oid, each.tid, 0, MOST_BYTES * 2)
+                    except (EngineError, KeyError) as error:
+                        raise Violation(f"a committed blob is not there: {error!r}") from error
                     if found != (data, len(data), crc(data)):
                         raise Violation(
                             f"blob of {record.oid.hex()} at {each.tid.hex()}: {found!r} is not {data!r}"
@@ -120,7 +124,7 @@ class BlobWork:
                 raise Violation(f"{part} bytes were uploaded, {event.blob_stored.size} are there")
         if part < len(data) and rng.random() < 0.5:
             return
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
             await asyncio.sleep(rng.choice((0.05, 0.5, 2.0)))
         known = [oid for oid, _ in self._ledger.revisions]
         oid = rng.choice(known) if known and rng.random() < 0.5 else await self._new_oid()

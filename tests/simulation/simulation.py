@@ -59,7 +59,7 @@ class Plan:
         faults = draw(rng, range(1, nodes + 1), seconds, only)
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
-        blobs = rng.choice((0.0, 0.1, 0.4))
+        blobs = rng.choice((0.0, 0.15, 0.6))
         return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), blobs)
 
 
