@@ -11,7 +11,6 @@ from raftstorage.ops.clients import open_client
 from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.looking.names import parse_moment, parse_oid, parse_tid
 from raftstorage.ops.status import DEFAULT_ADDRESSES
-from rich.console import Console
 
 _Addresses = Annotated[str, typer.Option(help="Some nodes, host:port,host:port,..., or embedded:DIR.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -70,7 +69,7 @@ def show(
         if as_json:
             print_json(found)
         else:
-            module.show(found, Console(soft_wrap=True))
+            typer.echo("\n".join(module.lines(found)))
 
 
 @guard

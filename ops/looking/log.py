@@ -140,8 +140,13 @@ def jsonable(value: Any) -> Any:
     return repr(value)
 
 
+def printable(line: str) -> str:
+    """Without what would do something to a terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)
+
+
 def line(transaction: Any) -> str:
     """One transaction in one line."""
     description = " ".join(text(transaction.description).split())
     user = text(transaction.user).strip() or "-"
-    return f"{transaction.tid.hex()}  {time_of(transaction.tid)}  {user}  {description}".rstrip()
+    return printable(f"{transaction.tid.hex()}  {time_of(transaction.tid)}  {user}  {description}".rstrip())

@@ -30,10 +30,10 @@ class RecordSummary:
 def summarize(data: bytes) -> RecordSummary:
     """Never raises for what is in `data`."""
     found = RecordSummary()
-    file = io.BytesIO(data)
+    looker = _Looker(io.BytesIO(data), found.references)  # one for both pickles, which share a memo
     try:
-        found.class_name = _name_of(_Looker(file, found.references).load())
-        _Looker(file, found.references).load()
+        found.class_name = _name_of(looker.load())
+        looker.load()
     except Exception as error:  # whatever bytes can do to an unpickler; it is told
         found.problem = f"not a ZODB record, or not whole: {type(error).__name__}: {error}"
     return found
@@ -107,7 +107,7 @@ def _reference(found: Any) -> Reference:
     match found:
         case bytes() | str():
             return Reference(_hex(found))
-        case (bytes() | str() as oid, kind):
+        case (bytes() | str() as oid, kind) if isinstance(found, tuple):
             return Reference(_hex(oid), _name_of(kind))
         case [bytes() | str() as oid]:  # weak, as ZODB wrote it long ago
             return Reference(_hex(oid), weak=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raftstorage.ops.errors import CommandError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from ZODB.POSException import POSKeyError
 
-from .log import extension, text
+from .log import extension, printable, text
 from .names import parse_oid, parse_tid, time_of
 from .records import summarize
 
@@ -115,62 +113,54 @@ def _transaction(storage: ClientStorage, found: Any) -> dict[str, Any]:
 # ---- for a person ----------------------------------------------------------------------------------------------
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Prints what `look` found."""
-    if "records" in found:
-        _show_transaction(found, console)
-    else:
-        _show_object(found, console)
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """What `look` found, for a terminal."""
+    return map(printable, _lines_of_transaction(found) if "records" in found else _lines_of_object(found))
 
 
-def _show_transaction(found: dict[str, Any], console: Console) -> None:
-    console.print(f"transaction {found['tid']}  {found['time']}", highlight=False)
+def _lines_of_transaction(found: dict[str, Any]) -> Iterator[str]:
+    yield f"transaction {found['tid']}  {found['time']}"
     for name in ("user", "description", "extension"):
         if found[name]:
-            console.print(f"{name}: {found[name]}", markup=False, highlight=False)
-    table = _table("oid", "class", "size", "references", "")
+            yield f"{name}: {found[name]}"
+    rows = []
     for each in found["records"]:
         notes = [
+            *([f"{each['references']} references"] if each.get("references") else []),
             *(["deleted"] if each.get("deleted") else []),
             *([f"as of {each['same_as']}"] if "same_as" in each else []),
             *([f"blob of {each['blob_size']:,} bytes"] if "blob_size" in each else []),
             *([each["problem"]] if "problem" in each else []),
         ]
-        table.add_row(
-            each["oid"],
-            escape(each.get("class", "")),
-            f"{each['size']:,}" if "size" in each else "",
-            str(each.get("references", "")),
-            escape(", ".join(notes)),
-        )
-    console.print(table)
+        size = f"{each['size']:,} bytes" if "size" in each else ""
+        rows.append((each["oid"], size, each.get("class", ""), ", ".join(notes)))
+    yield from _columns(rows)
 
 
-def _show_object(found: dict[str, Any], console: Console) -> None:
+def _lines_of_object(found: dict[str, Any]) -> Iterator[str]:
     if found.get("deleted"):
-        console.print(f"object {found['oid']} is deleted", highlight=False)
+        yield f"object {found['oid']} is deleted"
     else:
-        console.print(f"object {found['oid']}  {found['class']}", markup=False, highlight=False)
+        yield f"object {found['oid']}  {found['class']}"
         following = f", then changed by {found['next']}" if found["next"] else ""
-        console.print(f"{found['size']:,} bytes since {found['tid']}  {found['time']}{following}", highlight=False)
+        yield f"{found['size']:,} bytes since {found['tid']}  {found['time']}{following}"
         if "problem" in found:
-            console.print(found["problem"], markup=False, highlight=False)
+            yield found["problem"]
+        rows = []
         for each in found["references"]:
-            database = f" in database {each['database']}" if "database" in each else ""
-            weak = ", weak" if each.get("weak") else ""
-            console.print(
-                f"  -> {each['oid']}  {each.get('class', '')}{database}{weak}", markup=False, highlight=False
-            )
-    table = _table("tid", "time", "user", "size", "description")
-    for each in found["history"]:
-        table.add_row(
-            each["tid"], each["time"], escape(each["user"]), f"{each['size']:,}", escape(each["description"])
-        )
-    console.print(table)
+            database = f"in database {each['database']}" if "database" in each else ""
+            rows.append(("  ->", each["oid"], each.get("class", ""), database, "weak" if "weak" in each else ""))
+        yield from _columns(rows)
+    yield "history, newest first:"
+    yield from _columns(
+        [
+            (f"  {each['tid']}", each["time"], f"{each['size']:,} bytes", each["user"], each["description"])
+            for each in found["history"]
+        ]
+    )
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in headings:
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("size", "references") else "left")
-    return table
+def _columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
