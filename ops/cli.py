@@ -19,6 +19,7 @@ from raftstorage.ops.looking_cli import log, show, undo
 from raftstorage.ops.member_cli import member_app, transfer_leader
 from raftstorage.ops.pack_cli import pack
 from raftstorage.ops.transfer_cli import export, import_
+from raftstorage.ops.verify_cli import verify
 from rich.console import Console
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command("export")(export)
 app.command("log")(log)
 app.command("show")(show)
 app.command("undo")(undo)
+app.command("verify")(verify)
 app.command("pack")(pack)
 
 _DEFAULT = status_module.DEFAULT_ADDRESSES
