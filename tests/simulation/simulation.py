@@ -26,6 +26,8 @@ from tests.unit.engine.commands import everything
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
 START_SECONDS = 30.0
+#: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
+PART_BYTES = (0, 0, 0, 64, 100, 250)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Plan:
     pause: float
     weather: Weather
     faults: tuple[Fault, ...]
+    #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
+    part_bytes: int = 0
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -57,7 +61,8 @@ class Plan:
         faults = draw(rng, range(1, nodes + 1), seconds, only)
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults))
+        part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
+        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), part_bytes)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Result:
     struck: Counter[str]
     changes: int
     snapshots: int
+    in_parts: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -86,6 +92,7 @@ class Result:
             "reads": self.reads,
             "membership changes": self.changes,
             "snapshots installed": self.snapshots,
+            "acknowledged in parts": self.in_parts,
         }
 
 
@@ -104,7 +111,8 @@ class Simulation:
         self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
         self.clients = [
-            SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
+            SimClient(n, self.world, self.network, addresses, self.history, plan.part_bytes)
+            for n in range(plan.clients)
         ]
         self.workloads = [Workload(self.world, c, self.objects, plan.pause) for c in self.clients]
         names = [client.name for client in self.clients]
@@ -144,6 +152,7 @@ class Simulation:
             self.watcher.struck,
             self.operator.changes,
             self.watcher.snapshots,
+            sum(client.in_parts for client in self.clients),
         )
 
     def _run(self) -> None:
