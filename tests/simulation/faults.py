@@ -42,6 +42,9 @@ CRASH_POINTS = (
     "before database switch",
     "after database switch",
     "after log reset",
+    "before part",
+    "after part",
+    "between fragments",
 )
 #: Those that a snapshot passes, on its way to a node that was left behind.
 SNAPSHOT_POINTS = (
@@ -56,7 +59,7 @@ SNAPSHOT_POINTS = (
     "after log reset",
 )
 #: Parts of the names of points that a run may pass once, or never: a crash there strikes at the first chance.
-RARE = ("remove", "checkpoint", "fetch", "switch", "reset")
+RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes

@@ -34,6 +34,7 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation import mutants_of_blobs as blobs
 from tests.simulation import mutants_of_growth as growth
+from tests.simulation import mutants_of_parts as parts
 from tests.simulation.disk import SimFiles
 from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
@@ -321,6 +322,9 @@ MUTANTS: list[Mutant] = [
     growth.cuts_the_log_ahead_of_the_database,
     growth.resets_the_log_before_the_database_switch,
     growth.forgets_the_snapshots_term,
+    parts.mixes_the_parts_of_two_attempts,
+    parts.goes_on_with_another_attempts_fragments,
+    parts.shows_fragments_that_nothing_followed,
     forgets_its_vote,
     does_not_sync_votes,
     never_syncs,

@@ -215,7 +215,7 @@ class SimNode:
         self.service = StorageService(
             self.driver,
             self._identity,
-            SessionLimits(lease_ms=1000),
+            SessionLimits(lease_ms=1000, slice_objects=1),
             metrics(),
             clock=self._wall_clock,
             bounds=self.bounds,
@@ -359,7 +359,16 @@ class SimNode:
             self.driver.receive([message])
 
     async def serve(self, requests: AsyncIterator[Any], context: Any) -> None:
-        await self.service.Session(requests, context)
+        await self.service.Session(self._incoming(requests), context)
+
+    async def _incoming(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for batch in requests:
+            parts = any(request.HasField("part") for request in batch.requests)
+            if parts:
+                self.point("before part")
+            yield batch
+            if parts:
+                self.point("after part")
 
     # ---- what the watcher hears ------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ from tests.unit.engine.commands import everything
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
 START_SECONDS = 30.0
+#: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
+PART_BYTES = (0, 0, 0, 64, 100, 250)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Plan:
     weather: Weather
     faults: tuple[Fault, ...]
     blobs: float = 0.0  # share of transactions
+    #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
+    part_bytes: int = 0
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -60,7 +64,8 @@ class Plan:
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
         blobs = rng.choice((0.0, 0.15, 0.6))
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), blobs)
+        part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
+        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), blobs, part_bytes)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Result:
     uploads: int
     blobs: int
     ended: int
+    in_parts: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -95,6 +101,7 @@ class Result:
             "uploads": self.uploads,
             "blobs committed": self.blobs,
             "uploads that ended although they were wanted": self.ended,
+            "acknowledged in parts": self.in_parts,
         }
 
 
@@ -113,7 +120,8 @@ class Simulation:
         self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
         self.clients = [
-            SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
+            SimClient(n, self.world, self.network, addresses, self.history, plan.part_bytes)
+            for n in range(plan.clients)
         ]
         clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
         self.ledger = Ledger(jumps(clocks))
@@ -160,6 +168,7 @@ class Simulation:
             self.ledger.uploads,
             len(self.ledger.revisions),
             self.ledger.ended,
+            sum(client.in_parts for client in self.clients),
         )
 
     def _run(self) -> None:

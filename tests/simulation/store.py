@@ -78,4 +78,6 @@ class SimEngine(StateMachine):
         self._point("before apply")
         applied = super().apply(entry)
         self._point("after apply")
+        if self._staging is not None:
+            self._point("between fragments")
         return applied

@@ -78,6 +78,7 @@ def test_every_promise_holds_in_a_thousand_runs(campaign: Campaign) -> None:
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
     assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
+    assert totals["acknowledged in parts"] > 5 * HELD
 
 
 @pytest.mark.timeout(600)
