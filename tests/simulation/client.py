@@ -22,7 +22,8 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation.history import Commit, History, Opened, Read, Told
 from tests.simulation.network import Network
-from tests.simulation.world import SimLoop, World
+from tests.simulation.records import unwrap, wrap
+from tests.simulation.world import SimLoop, Violation, World
 
 READ_SECONDS = 3.0
 LEAD_SECONDS = 3.0
@@ -122,6 +123,7 @@ class SimClient:
         entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
         self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
         self.feed.on_change = self.cache.invalidate
+        self.feed.on_missed = self.cache.clear
         self._oids: list[bytes] = []
         self._opened = False
 
@@ -177,12 +179,17 @@ class SimClient:
         except Refused as refused:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
+            if refused.failure.reason == pb.PACKED:
+                self.history.packed.add(refused.failure.serial)
+                if refused.failure.serial <= snapshot:
+                    raise Violation(f"{self.name} at {snapshot.hex()} hears of a pack that took nothing") from None
             raise
         record = event.record
         if not record.serial:
             return None
-        self.cache.store(oid, record.data, record.serial, record.next_serial or None, snapshot)
-        return record.data, record.serial
+        data = unwrap(record.data)
+        self.cache.store(oid, data, record.serial, record.next_serial or None, snapshot)
+        return data, record.serial
 
     async def new_oid(self) -> bytes:
         if not self._oids:
@@ -206,7 +213,7 @@ class SimClient:
 
     async def commit(
         self,
-        change: Callable[[dict[bytes, tuple[bytes, bytes] | None]], dict[bytes, bytes]],
+        change: Callable[[dict[bytes, tuple[bytes, bytes] | None]], Mapping[bytes, bytes | None]],
         oids: Sequence[bytes],
         checks: Sequence[bytes] = (),
         *,
@@ -229,7 +236,8 @@ class SimClient:
         message = pb.Transaction(user=self.name.encode(), description=identity)
         for oid, data in writes.items():
             blob = blobs.get(oid) if blobs else None
-            message.records.add(oid=oid, base_serial=serial.get(oid, Z64), data=data, blob=blob)
+            added = message.records.add(oid=oid, base_serial=serial.get(oid, Z64), blob=blob, no_data=data is None)
+            added.data = b"" if data is None else wrap(data)
         began(identity)
         for oid in checks:
             message.checks.add(oid=oid, serial=serial[oid])
@@ -279,5 +287,6 @@ class SimClient:
             raise
         self.feed.finish(tid, lambda own: self._told(own, list(writes)), 0.0)
         for oid, data in writes.items():
-            self.cache.store(oid, data, tid, None, tid)
+            if data is not None:
+                self.cache.store(oid, data, tid, None, tid)
         return tid

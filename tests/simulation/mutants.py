@@ -34,6 +34,7 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation import mutants_of_blobs as blobs
 from tests.simulation import mutants_of_growth as growth
+from tests.simulation import mutants_of_packs as packs
 from tests.simulation.disk import SimFiles
 from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
@@ -348,6 +349,7 @@ MUTANTS: list[Mutant] = [
     caches_what_a_change_has_overtaken,
     moves_on_before_the_cache_is_told,
     *blobs.BLOB_MUTANTS,
+    *packs.PACK_MUTANTS,
 ]
 
 #: Nobody has seen the simulator catch these yet; those of `changes` are caught by the core's own tests.
