@@ -221,6 +221,7 @@ class SimNode:
             bounds=self.bounds,
             room=lambda: self.room,
             level=lambda: HISTORY_LEVEL,
+            work_clock=Uneven(self),
         )
         self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)

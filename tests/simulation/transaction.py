@@ -9,6 +9,7 @@ from raftstorage.client.cluster.policy import Z64
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation.choices import Change, Values
+from tests.simulation.records import unwrap, wrap
 
 
 class Transaction:
@@ -41,11 +42,13 @@ class Transaction:
     def _make(self) -> None:
         self.writes = self._change(self._values)
         self.bases = {oid: self._serial(oid) for oid in self.writes}
-        records = {
-            oid: Record(oid, self.bases[oid], data, blob=self._blobs.get(oid)) for oid, data in self.writes.items()
-        }
+        records = {oid: self._record(oid, data) for oid, data in self.writes.items()}
         head = pb.Transaction(user=self._user.encode(), description=self.identity)
         self.body: Body = make_body(head, records, self.checked, True, self._part_bytes)
+
+    def _record(self, oid: bytes, data: bytes | None) -> Record:
+        whole = b"" if data is None else wrap(data)
+        return Record(oid, self.bases[oid], whole, no_data=data is None, blob=self._blobs.get(oid))
 
     def resolve(self, conflicts: Iterable[pb.Failure]) -> bool:
         """Makes it anew from the revisions that others have committed; False when that cannot be done."""
@@ -54,6 +57,8 @@ class Transaction:
         for conflict in conflicts:
             if conflict.reason != pb.CONFLICT or Z64 in (conflict.serial, self.bases[conflict.oid]):
                 return False
-            self._values[conflict.oid] = (conflict.data, conflict.serial)
+            if not conflict.data:  # deleted
+                return False
+            self._values[conflict.oid] = (unwrap(conflict.data), conflict.serial)
         self._make()
         return True
