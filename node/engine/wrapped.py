@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from binascii import unhexlify
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 #: A record does not become larger than this: a few kilobytes can be made to look like gigabytes.
 MOST_BYTES = 128 << 20
@@ -18,16 +18,19 @@ STEP_BYTES = 128 << 10
 MOST_LAYERS = 4
 
 
-def unwrapped(data: bytes) -> Generator[None, None, bytes]:
-    """Yields after each step and returns the record inside, or `data` if it is not wrapped. ValueError: it is not
-    what it says, or becomes too large."""
+def unwrap(data: bytes, inside: list[bytes]) -> Iterator[None]:
+    """Appends the record inside to `inside`, `data` itself if it is not wrapped. Yields after each step.
+
+    ValueError: it is not what it says, or becomes too large.
+    """
     for _ in range(MOST_LAYERS):
         if data.startswith(b".z"):
             data = yield from _inflated(data)
         elif data.startswith(b".h"):
             data = yield from _unhexed(data)
         else:
-            return data
+            inside.append(data)
+            return
     raise ValueError("wrapped too often")
 
 
