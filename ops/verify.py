@@ -141,6 +141,10 @@ def _compare(nodes: Sequence[Found]) -> list[str]:
     return differences
 
 
+def _hex(value: bytes) -> str:
+    return value.hex()
+
+
 def as_json(verdict: Verdict) -> dict[str, Any]:
     """Ready for `json.dumps`."""
     return {
@@ -155,8 +159,8 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
                 "records": node.report.records,
                 "bytes": node.report.bytes,
                 "blobs": node.report.blobs,
-                "packed": node.report.packed.hex(),
-                "digest": node.report.digest.hex(),
+                "packed": _hex(node.report.packed),
+                "digest": _hex(node.report.digest),
                 "problems": node.problems,
                 "error": node.error,
             }

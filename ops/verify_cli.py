@@ -11,7 +11,7 @@ from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.looking.names import parse_tid
 from raftstorage.ops.status import DEFAULT_ADDRESSES, size, split_addresses
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 #: Problems of a node that are shown, one a line; all of them with --json.
 SHOWN = 20
@@ -55,7 +55,7 @@ class _Bars:
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self._tasks: dict[int, int] = {}
+        self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> _Bars:
         self._progress.start()

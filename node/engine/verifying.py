@@ -14,6 +14,7 @@ from raftstorage.node.engine.api import EngineError, Interrupted, Packed
 from raftstorage.node.engine.digest import Digesting
 from raftstorage.node.engine.layout import Stub, blob_key, read_head, read_stub
 from raftstorage.node.engine.references import scan
+from raftstorage.node.engine.wrapped import unwrap
 
 #: Records looked at, and bytes read, in one step: about a millisecond.
 STEP_ITEMS = 50
@@ -65,8 +66,8 @@ class Walk:
             return
         if self._unreadable:
             self._problem(
-                f"{self._unreadable} current records are not ZODB's (a client compresses or encrypts them?): what "
-                "they refer to is not known"
+                f"{self._unreadable} current records are not ZODB's (a client encrypts them?): what they refer to "
+                "is not known"
             )
         self.digest = self._total.digest() if not self._broken else b""
 
@@ -173,8 +174,11 @@ class Walk:
 
     def _follow(self, name: str, data: bytes) -> Iterator[bool]:
         found: list[bytes] = []
+        inside: list[bytes] = []
         try:
-            for _ in scan(data, found):
+            for _ in unwrap(data, inside):
+                yield True
+            for _ in scan(inside[0], found):
                 yield True
         except ValueError:
             self._unreadable += 1

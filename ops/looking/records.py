@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import zlib
+from binascii import unhexlify
 from dataclasses import dataclass, field
 from typing import Any
+
+#: What becomes larger when it is unwrapped is not looked at: a few kilobytes can be made to look like gigabytes.
+MOST_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +35,25 @@ class RecordSummary:
 def summarize(data: bytes) -> RecordSummary:
     """Never raises for what is in `data`."""
     found = RecordSummary()
-    looker = _Looker(io.BytesIO(data), found.references)  # one for both pickles, which share a memo
     try:
+        data = _unwrap(data)
+        looker = _Looker(io.BytesIO(data), found.references)  # one for both pickles, which share a memo
         found.class_name = _name_of(looker.load())
         looker.load()
     except Exception as error:  # whatever bytes can do to an unpickler; it is told
         found.problem = f"not a ZODB record, or not whole: {type(error).__name__}: {error}"
     return found
+
+
+def _unwrap(data: bytes) -> bytes:
+    """What zc.zlibstorage or ZODB's HexStorage made a record of."""
+    if data.startswith(b".z"):
+        machine = zlib.decompressobj()
+        inside = machine.decompress(data[2:], MOST_BYTES)
+        if machine.unconsumed_tail:
+            raise ValueError(f"compressed, and more than {MOST_BYTES} bytes")
+        return inside
+    return unhexlify(data[2:]) if data.startswith(b".h") else data
 
 
 def plain(pickled: bytes) -> Any:

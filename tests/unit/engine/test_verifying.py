@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import zlib
+from binascii import hexlify
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from raftstorage.proto import storage_pb2 as pb
 from tests.unit.engine.commands import change, feed, in_fragments, p64
 from tests.unit.engine.machine import EngineMachine
 from tests.unit.engine.test_engine_blobs import DATA, upload, with_blob
-from tests.unit.node.test_packing import record
+from tests.unit.node.packing_node import record
 from tests.unit.service.fuzzing import explore
 
 
@@ -211,6 +213,17 @@ def test_references_resolve_or_are_told(engine: StateMachine) -> None:
     fixed.records.add(oid=p64(0), base_serial=p64(10), data=record(1))
     feed(engine, *in_fragments(b"%016d" % 30, 30, fixed))
     assert verify(engine, references=True)[1] == []  # what is not current may refer to what it likes
+
+
+def test_references_in_wrapped_records_are_followed(engine: StateMachine) -> None:
+    root = pb.Transaction()
+    root.records.add(oid=p64(0), data=b".z" + zlib.compress(record(1, 98)))
+    root.records.add(oid=p64(1), data=b".h" + hexlify(record(99)))
+    feed(engine, *in_fragments(b"%016d" % 10, 10, root))
+    assert [problem.split()[-5][:-1] for problem in verify(engine, references=True)[1]] == [
+        p64(98).hex(),
+        p64(99).hex(),
+    ]
 
 
 def test_records_of_another_kind_are_told_once(engine: StateMachine) -> None:

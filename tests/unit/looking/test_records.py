@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import zlib
+from binascii import hexlify
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from persistent.mapping import PersistentMapping
 from persistent.wref import WeakRef
 from raftstorage.ops.looking.log import jsonable, printable
 from raftstorage.ops.looking.names import parse_moment, parse_oid, parse_tid, time_of
-from raftstorage.ops.looking.records import Reference, plain, summarize
+from raftstorage.ops.looking.records import MOST_BYTES, Reference, plain, summarize
 from ZODB.MappingStorage import MappingStorage
 from ZODB.serialize import referencesf
 from ZODB.utils import load_current, p64
@@ -94,7 +96,17 @@ def test_nothing_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "never_imported" not in sys.modules
 
 
-@pytest.mark.parametrize("data", [b"", b".", b"\x80\x03", b"\xff" * 100, b"x\x9c compressed", pickle.dumps(1)])
+def test_wrapped_records_are_looked_into() -> None:
+    data = pickle.dumps(PersistentMapping) + pickle.dumps({})
+    for wrapped in (b".z" + zlib.compress(data), b".h" + hexlify(data)):
+        assert summarize(wrapped).class_name == "persistent.mapping.PersistentMapping"
+        assert summarize(wrapped).problem == ""
+    assert "more than" in summarize(b".z" + zlib.compress(bytes(MOST_BYTES + 1))).problem
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b".", b".z", b".hx", b"\x80\x03", b"\xff" * 100, b"x\x9c compressed", pickle.dumps(1)]
+)
 def test_what_is_no_record_is_said_to_be_none(data: bytes) -> None:
     assert summarize(data).problem.startswith("not a ZODB record, or not whole: ")
 
