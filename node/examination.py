@@ -18,11 +18,12 @@ MOST_CONFLICTS = 1000
 class Examination:
     """Finds what `Engine.conflicts` would, in steps. `done` speaks of the engine as it is now, provided that
     `changed` was told of every transaction that was applied since the beginning: what was looked at before is
-    looked at again in those alone.
+    looked at again in those alone. `slice_objects`: in one step; 0: SLICE.
     """
 
-    def __init__(self, engine: Engine, parts: Parts) -> None:
+    def __init__(self, engine: Engine, parts: Parts, slice_objects: int = 0) -> None:
         self._engine = engine
+        self._slice = slice_objects or SLICE
         self._parts = parts
         self._news: deque[tuple[bytes, Iterator[bytes]]] = deque()
         self._objects = self._all_objects()
@@ -43,8 +44,8 @@ class Examination:
         self._news.append((tid, iter(oids)))
 
     def step(self) -> bool:
-        """Looks at up to SLICE objects; returns `done`."""
-        left = SLICE
+        """Looks at some objects; returns `done`."""
+        left = self._slice
         while self._news and left > 0:
             tid, oids = self._news[0]
             looked = 0

@@ -115,6 +115,7 @@ def _run(
             "--rejoin", help="An empty --dir whose place is taken or gone joins; a removed one is refused."
         ),
     ] = False,
+    max_blob_bytes: Annotated[int, typer.Option(help="Largest blob; 0: as large as there is room for.")] = 0,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
@@ -151,6 +152,7 @@ def _run(
         disk_reserve_bytes,
         join_seconds,
         rejoin,
+        max_blob_bytes,
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

@@ -151,6 +151,7 @@ class Node:
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,
             max_transaction_bytes=options.max_transaction_bytes,
+            max_blob_bytes=options.max_blob_bytes,
             lease_ms=options.lease_ms,
         )
         disk = self.disk = DiskWatcher(

@@ -35,6 +35,7 @@ class NodeOptions:
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
+    `max_blob_bytes`: of one blob; 0: as many as there is room for.
     `log_keep_bytes`, `log_keep_seconds`: how much of the log, and how old, is kept for members that were away.
     `snapshot_bytes_per_second`: how fast a snapshot is sent at most.
     `disk_reserve_bytes`: with less room on the disk a leader takes no new writes; 0: `disk_space.default_reserve`.
@@ -64,6 +65,7 @@ class NodeOptions:
     disk_reserve_bytes: int = 0
     join_seconds: float = 60.0
     rejoin: bool = False
+    max_blob_bytes: int = 0
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -109,6 +111,7 @@ class NodeOptions:
         _bounds("--election-ticks", self.election_ticks, 3, 1000)
         _bounds("--max-record-bytes", self.max_record_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--max-transaction-bytes", self.max_transaction_bytes, 1, LARGEST_TRANSACTION)
+        _bounds("--max-blob-bytes", self.max_blob_bytes, 0, (1 << 63) - 1)
         _bounds("--lease-ms", self.lease_ms, 1, 86_400_000)
         _bounds("--log-keep-bytes", self.log_keep_bytes, 0, 1 << 62)
         _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)

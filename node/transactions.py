@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.examination import Examination
@@ -33,18 +32,8 @@ from raftstorage.node.parts import Parts
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.node.reservations import Reservations
 from raftstorage.node.tids import after, timestamp_tid
-from raftstorage.node.works import Flight, Work, Works
+from raftstorage.node.works import CoordinatorLimits, Flight, Work, Works
 from raftstorage.proto import storage_pb2 as pb
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorLimits:
-    """`waiting`: votes and commits that may wait for oids; `expired`: expired leases that are remembered; `held`:
-    bytes of memory of all that is voted for, waits, or is proposed (a restore is proposed nonetheless)."""
-
-    waiting: int = 10_000
-    expired: int = 10_000
-    held: int = 1 << 30
 
 
 class Coordinator:
@@ -256,7 +245,7 @@ class Coordinator:
             work.reply(pb.Event(failure=busy("too many transactions are under way; try again")))
         else:
             if work.parts is not None and not work.tid:
-                work.examination = Examination(self._engine, work.parts)
+                work.examination = Examination(self._engine, work.parts, self._limits.slice_objects)
                 self._examined[work] = None
             self._admit(work, now)
         self._retry(freed, now)

@@ -52,8 +52,8 @@ class _Tail:
 
 
 class Uploads:
-    """See the module. `wall_clock`: seconds since 1970; it may jump. `expired` hears of each look for idle ones
-    that proposes their removal."""
+    """See the module. `wall_clock`: seconds since 1970; it may jump. `expire_seconds`: from one look for idle
+    uploads to the next."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Uploads:
         wall_clock: Callable[[], float],
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
+        self.expire_seconds = EXPIRE_SECONDS
         self._engine = engine
         self._propose = propose
         self._term = term
@@ -144,13 +145,13 @@ class Uploads:
             return
         stamp = self._now_ms() - IDLE_MS
         if stamp <= 0 or not self._engine.stale_uploads(stamp):
-            self._next_look = now + EXPIRE_SECONDS
+            self._next_look = now + self.expire_seconds
             return
         command = pb.Command(expire_uploads=pb.ExpireUploadsCommand(stamp=stamp))
         try:
             self._expiring = self._propose(command.SerializeToString())
         except NotLeader:
-            self._next_look = now + EXPIRE_SECONDS
+            self._next_look = now + self.expire_seconds
 
     # ---- a chunk's way -------------------------------------------------------------------------------
 

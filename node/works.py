@@ -15,6 +15,18 @@ from raftstorage.proto import storage_pb2 as pb
 WIDE = 16_384
 
 
+@dataclass(frozen=True, slots=True)
+class CoordinatorLimits:
+    """`waiting`: votes and commits that may wait for oids; `expired`: expired leases that are remembered; `held`:
+    bytes of memory of all that is voted for, waits, or is proposed (a restore is proposed nonetheless);
+    `slice_objects`: see Examination."""
+
+    waiting: int = 10_000
+    expired: int = 10_000
+    held: int = 1 << 30
+    slice_objects: int = 0
+
+
 class Work:
     """One vote or commit, from its arrival until it is answered, dropped or proposed.
 

@@ -13,8 +13,6 @@ from raftstorage.proto import storage_pb2 as pb
 HEAD_BYTES = 48
 #: More for a record that has a blob.
 BLOB_BYTES = 48
-#: Of a record's data in one part, when it takes several.
-_CHUNK_BYTES = PART_BYTES - HEAD_BYTES
 
 
 class Record(NamedTuple):
@@ -113,17 +111,23 @@ Body: TypeAlias = bytes | LargeBody
 
 
 def make_body(
-    head: pb.Transaction, records: Mapping[bytes, Record], checks: Mapping[bytes, bytes], in_parts: bool
+    head: pb.Transaction,
+    records: Mapping[bytes, Record],
+    checks: Mapping[bytes, bytes],
+    in_parts: bool,
+    part_bytes: int = 0,
 ) -> Body:
     """`head` has neither records nor checks, and is changed. `records` and `checks` (serials) are by oid.
 
-    `in_parts`: the cluster takes parts. Then a body above PART_BYTES is a LargeBody.
+    `in_parts`: the cluster takes parts. Then a body above `part_bytes` is a LargeBody, with no part above that;
+    0: PART_BYTES, which is the most that a node takes, and more than HEAD_BYTES is needed.
     """
+    part_bytes = part_bytes or PART_BYTES
     if in_parts:
         size = head.ByteSize() + sum(len(record.data) for record in records.values())
         heads = sum(record.head_bytes for record in records.values()) + HEAD_BYTES * len(checks)
-        if size + heads > PART_BYTES:
-            pieces, sizes = _split(list(records.values()), checks)
+        if size + heads > part_bytes:
+            pieces, sizes = _split(list(records.values()), checks, part_bytes)
             return LargeBody(head.SerializeToString(), Parts(pieces, sizes), size)
     for record in records.values():
         record.add_to(head)
@@ -132,7 +136,9 @@ def make_body(
     return head.SerializeToString()
 
 
-def _split(records: Sequence[Record], checks: Mapping[bytes, bytes]) -> tuple[list[_Piece], list[int]]:
+def _split(
+    records: Sequence[Record], checks: Mapping[bytes, bytes], part_bytes: int
+) -> tuple[list[_Piece], list[int]]:
     """Pieces in order, each as full as what follows lets it be, and their sizes."""
     pieces: list[_Piece] = []
     sizes: list[int] = []
@@ -145,12 +151,12 @@ def _split(records: Sequence[Record], checks: Mapping[bytes, bytes]) -> tuple[li
     size = 0
     for position, record in enumerate(records):
         weight = len(record.data) + record.head_bytes
-        if position > begin and (size + weight > PART_BYTES or position - begin == PART_OBJECTS):
+        if position > begin and (size + weight > part_bytes or position - begin == PART_OBJECTS):
             put(_Piece(records[begin:position]), size)
             begin, size = position, 0
         size += weight
-        if size > PART_BYTES:  # it begins a part, and is too large for it
-            chunk = _CHUNK_BYTES + HEAD_BYTES - record.head_bytes
+        if size > part_bytes:  # it begins a part, and is too large for it
+            chunk = part_bytes - record.head_bytes
             for start in range(0, len(record.data), chunk):
                 end = min(len(record.data), start + chunk)
                 put(_Piece([record], begin=start, end=end), end - start + record.head_bytes)
@@ -158,7 +164,7 @@ def _split(records: Sequence[Record], checks: Mapping[bytes, bytes]) -> tuple[li
     if begin < len(records):
         put(_Piece(records[begin:]), size)
     left = iter(checks.items())
-    while some := list(islice(left, PART_OBJECTS)):
+    while some := list(islice(left, min(PART_OBJECTS, part_bytes // HEAD_BYTES))):
         put(_Piece(checks=some), HEAD_BYTES * len(some))
     return pieces, sizes
 

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 
 from prometheus_client import CollectorRegistry
 from raftstorage.proto import PARTS_LEVEL
@@ -22,9 +22,9 @@ from .bodies import Body
 from .connection import dial
 from .downloads import Sink
 from .embedded import Embedded, embedded_directory
-from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, RequestRefused
+from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, NotResumed, RequestRefused
 from .feed import Feed
-from .loop import Waiter, in_loop_thread, run_in_loop, shared_loop
+from .loop import Arrival, Waiter, in_loop_thread, run_in_loop, shared_loop
 from .metrics import Metrics
 from .piping import Pipe
 from .policy import Z64, Call, Flow, Signal
@@ -101,8 +101,11 @@ class Cluster:
 
     # ---- life ------------------------------------------------------------------------------------------
 
-    def open(self, *, patience: float) -> None:
+    def open(self, *, patience: float, since: bytes | None = None) -> None:
         """Connects; returns when the snapshot to start from is known.
+
+        `since`: the feed delivers all that was changed after this tid first (else: what is changed from now on);
+        NotResumed when nobody in reach has come so far.
 
         That is what a quorum has committed (ReadIndex), so that commits acknowledged to anyone before are seen.
         Without a quorum, after a short wait: what the most advanced replica in reach has. ClientDisconnected when
@@ -113,6 +116,9 @@ class Cluster:
             if self._embedded is not None:
                 self._embedded.open(create=not self._read_only)
             deadline = time.monotonic() + patience
+            if since is not None:
+                run_in_loop(lambda: self._replicas.resume(since))
+                self.feed.start(since, self._name)
             run_in_loop(self._replicas.start)
             while True:
                 self._news.clear()
@@ -129,7 +135,13 @@ class Cluster:
             except ClientDisconnected:
                 log.warning("no leader answered: starting from what the replicas in reach have applied")
                 tid = Z64
-            self.feed.start(run_in_loop(lambda: self._replicas.begin(tid)), self._name)
+            if since is None:
+                self.feed.start(run_in_loop(lambda: self._replicas.begin(tid)), self._name)
+            else:
+                newest = max(tid, run_in_loop(self._replicas.applied))
+                if newest < since:
+                    raise NotResumed(f"no replica in reach has come to {since.hex()}")
+                self.feed.wait_for(newest, DELIVERY_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -208,6 +220,11 @@ class Cluster:
         answer differently, like their sizes."""
         seconds = self.wait_timeout if timeout is None else timeout
         return self._run(call.kind, self._replicas.read(call, at_least, seconds, leader_first=leader_first))[0]
+
+    def read_soon(self, call: Call, at_least: bytes, arrived: Callable[[pb.Event], object]) -> None:
+        """As `read`, without waiting: `arrived` gets the answer in the loop's thread, if one comes in time."""
+        flow = self._replicas.read(call, at_least, self.wait_timeout)
+        self._loop.call_soon_threadsafe(lambda: self._replicas.launch(flow, Arrival(arrived)))
 
     def read_point(self, timeout: float | None = None) -> bytes:
         """The newest tid that was committed before this call (ReadIndex). Changes up to it are accepted."""

@@ -52,6 +52,10 @@ class ProtocolMismatch(ClusterError):
     """A node speaks another version of the protocol."""
 
 
+class NotResumed(ClusterError):
+    """What a client kept of an earlier process is newer than all replicas in reach, or of another cluster."""
+
+
 class WrongCluster(ClusterError):
     """A node belongs to another cluster than the one this client has seen."""
 

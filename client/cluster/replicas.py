@@ -104,6 +104,15 @@ class Replicas:
         self._started = True
         return self._feed.accepted
 
+    def resume(self, tid: bytes) -> None:
+        """Instead of `begin`, and before `start`: the feed goes on behind `tid`, where another process left it."""
+        self._feed.accepted = tid
+        self._started = True
+
+    def applied(self) -> bytes:
+        """The newest tid that a replica in reach has applied, as far as is known."""
+        return max((replica.applied for replica in self.book.connected()), default=Z64)
+
     def stop(self) -> list[Coroutine[Any, Any, None]]:
         """Fails what waits; what is returned must be awaited, and ends the streams. Again: nothing."""
         if self._closed:

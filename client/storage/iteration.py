@@ -39,10 +39,11 @@ class CommittedTransaction(TransactionRecord):  # type: ignore[misc]
             message.description,
             message.extension,
         )
-        self._records = [_StoredRecord(message.tid, record) for record in message.records]
+        self._records = message.records
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._records)
+        """New objects each time: HexStorage changes what it gets."""
+        return (_StoredRecord(self.tid, record) for record in self._records)
 
 
 class TransactionIterator:

@@ -11,6 +11,7 @@ from typing import Any
 from persistent.TimeStamp import TimeStamp
 from raftstorage.proto import storage_pb2 as pb
 
+from ..cache import RecordCache
 from ..cluster import Call, Cluster
 from .errors import as_zodb
 
@@ -24,6 +25,7 @@ class Packing:
     """What DB.pack calls, for a storage with `cluster` and the methods of a ClientStorage."""
 
     cluster: Cluster
+    cache: RecordCache
     pack_gc: bool
     _want_writable: Callable[[], None]
     _want_history: Callable[[], None]
@@ -45,11 +47,15 @@ class Packing:
         """
         self._want_writable()
         self._want_history()
+        with as_zodb():
+            last = self.cluster.read_point()
+        if last == Z64:
+            return  # there is nothing
         call = Call(
             "pack",
             pb.Pack(
                 pack_id=os.urandom(16),
-                tid=_tid_of(pack_time),
+                tid=min(_tid_of(pack_time), last),  # a time to come means now
                 collect=self.pack_gc if gc is None else gc,
             ),
         )
@@ -65,6 +71,7 @@ class Packing:
             wake.wait(pause)
             pause = min(LONGEST_PAUSE, pause * 1.5)
         self.cluster.catch_up()
+        self.cache.clear()  # nobody here shall see what was removed for this client
 
     def lastPack(self) -> bytes:  # noqa: N802
         """The tid up to which the database was packed last; zeros: never (ZODB#322)."""

@@ -15,24 +15,20 @@ from raftstorage.proto import storage_pb2 as pb
 from ZODB import POSException, interfaces
 from ZODB.ConflictResolution import ConflictResolvingStorage
 
+from ..cache import DEFAULT_BYTES
 from ..cluster import Call, Cluster
 from ..cluster.cluster import DELIVERY_SECONDS
-from ..cluster.errors import RequestRefused
 from .blobs import BlobStorage
 from .bulk import restore_all
+from .cached import open_cached
 from .errors import CommitOutcomeUnknown, as_zodb
 from .history import Histories
 from .iteration import Iterating
+from .loading import Loading
 from .oids import Oids
 from .pack import Packing
 from .tpc import Begun, Phase, Voted
 from .undo import Undoing
-
-Z64 = b"\0" * 8
-
-
-def _next(tid: bytes) -> bytes:
-    return (int.from_bytes(tid) + 1).to_bytes(8)
 
 
 @zope.interface.implementer(
@@ -43,9 +39,11 @@ def _next(tid: bytes) -> bytes:
     interfaces.IStorageRestoreable,
     interfaces.IStorageUndoable,
     interfaces.IExternalGC,
+    interfaces.IPrefetchStorage,
 )
 class ClientStorage(
     BlobStorage,
+    Loading,
     Histories,
     Iterating,
     Undoing,
@@ -62,8 +60,10 @@ class ClientStorage(
     second. Later calls wait that long for a replica or leader, then raise ClientDisconnected (a TransientError).
     `commit_timeout`: seconds that the outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`:
     "snapshot": a connection's snapshot is what this client has seen; "linearizable": a transaction's begin asks
-    the cluster, and sees every commit acknowledged before. `blob_dir`: where files of blobs are kept; without one
-    there is no blob support (Unsupported). It is a cache, which several processes may share, of about
+    the cluster, and sees every commit acknowledged before. `cache_size`: bytes of memory for records, for all
+    connections together. `cache_path`: a file in which the cache goes from one process to the next; one process
+    at a time has it. `blob_dir`: where files of blobs are kept; without one there is no blob support
+    (Unsupported). It is a cache, which several processes may share, of about
     `blob_cache_size` bytes (None: without a bound), looked through whenever `blob_cache_size_check` percent of
     that came in; or, with `shared_blob_dir`, laid out as a FileStorage's, and nothing is removed. `pack_gc`:
     whether pack() removes objects that nothing refers to when it is not told. `name`: for logs and metrics.
@@ -80,6 +80,8 @@ class ClientStorage(
         commit_timeout: float = 60.0,
         consistency: Literal["snapshot", "linearizable"] = "snapshot",
         pack_gc: bool = True,
+        cache_size: int = DEFAULT_BYTES,
+        cache_path: str | os.PathLike[str] | None = None,
         blob_dir: str | os.PathLike[str] | None = None,
         shared_blob_dir: bool = False,
         blob_cache_size: int | None = None,
@@ -89,35 +91,44 @@ class ClientStorage(
     ) -> None:
         if consistency not in ("snapshot", "linearizable"):
             raise ValueError(f"consistency must be 'snapshot' or 'linearizable', not {consistency!r}")
-        self.cluster = Cluster(
-            addresses,
-            name=name or "raftstorage",
-            read_only=read_only,
-            wait_timeout=wait_timeout,
-            commit_timeout=commit_timeout,
-            registry=registry,
-        )
+        self._commit_lock = threading.Lock()
+        self._phase: Phase | None = None
+
+        def make() -> Cluster:
+            return Cluster(
+                addresses,
+                name=name or "raftstorage",
+                read_only=read_only,
+                wait_timeout=wait_timeout,
+                commit_timeout=commit_timeout,
+                registry=registry,
+            )
+
+        with as_zodb():
+            patience = wait_timeout if wait else min(wait_timeout, 1.0)
+            self.cluster, self.cache, self._keeper = open_cached(make, cache_size, cache_path, patience)
+        self.cluster.metrics.watch_cache(self.cache.figures)
         self.pack_gc = pack_gc
         self.delivery_timeout = DELIVERY_SECONDS
         self._name = name or ",".join(self.cluster.addresses)
         self._read_only = read_only
         self._linearizable = consistency == "linearizable"
         self._oids = Oids(self.cluster)
-        self._commit_lock = threading.Lock()
-        self._phase: Phase | None = None
-        with as_zodb():
-            self.cluster.open(patience=wait_timeout if wait else min(wait_timeout, 1.0))
+        self._lock = threading.RLock()  # for a DemoStorage, which borrows its changes' lock
         if blob_dir is not None:
             try:
                 self._open_blobs(blob_dir, shared_blob_dir, blob_cache_size, blob_cache_size_check)
             except BaseException:
-                self.cluster.close()
+                self.close()
                 raise
 
     # ---- about -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self.cluster.close()
+        if self._keeper is not None:
+            self._keeper.close()
+        self.cluster.metrics.watch_cache(None)
         self._close_blobs()
 
     def getName(self) -> str:  # noqa: N802
@@ -144,9 +155,18 @@ class ClientStorage(
 
     def registerDB(self, wrapper: Any) -> None:  # noqa: N802
         super().registerDB(wrapper)
+
+        def tell(tid: bytes, oids: Sequence[bytes]) -> None:
+            try:
+                wrapper.invalidate(tid, oids)
+            except AttributeError as error:
+                # A storage around this one, as zc.zlibstorage's, that has no database yet: it looks for it here.
+                if error.name != "db" or error.obj not in (self, wrapper):
+                    raise
+
         feed = self.cluster.feed
         with feed.lock:
-            feed.sink = wrapper.invalidate
+            feed.sink = tell
 
     # ---- reading ---------------------------------------------------------------------------------------
 
@@ -160,50 +180,6 @@ class ClientStorage(
                 self.cluster.feed.wait_for(self.cluster.read_point(), self.delivery_timeout)
         else:
             self.cluster.feed.last_transaction()
-
-    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:  # noqa: N802
-        """(data, serial, next serial or None); None when the object is younger, or what it was then was packed
-        away: then a connection raises ReadConflictError. POSKeyError; PackedAway when the object is gone, too.
-
-        Nothing newer than lastTransaction() is returned, whatever `tid`: what is not invalidated yet is not there.
-        """
-        snapshot = self.cluster.feed.last
-        clamped = False
-        if tid > _next(snapshot):
-            snapshot = self.cluster.feed.last_transaction()
-            clamped = tid > _next(snapshot)
-        before = _next(snapshot) if clamped else tid
-        at_least = snapshot if clamped or before == Z64 else _before(before)
-        call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least))
-        try:
-            with as_zodb(oid, but={pb.PACKED}):
-                record = self.cluster.read(call, at_least).record
-        except RequestRefused:
-            self._packed_away(oid)
-            return None
-        if not record.serial:
-            return None
-        later = record.next_serial or None
-        if clamped:
-            later = None  # it is the current one at this snapshot
-        return record.data, record.serial, later
-
-    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
-        """(data, serial) of the current revision. POSKeyError."""
-        found = self.loadBefore(oid, b"\x7f" + b"\xff" * 7)
-        if found is None:
-            raise POSException.POSKeyError(oid)
-        return found[:2]
-
-    def getTid(self, oid: bytes) -> bytes:  # noqa: N802
-        return self.load(oid)[1]
-
-    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:  # noqa: N802
-        last = self.cluster.feed.last
-        at_least = min(serial, last)
-        with as_zodb(oid):
-            call = Call("load_serial", pb.LoadSerial(oid=oid, serial=serial, at_least=at_least))
-            return self.cluster.read(call, at_least).record.data
 
     # ---- writing ---------------------------------------------------------------------------------------
 
@@ -316,7 +292,3 @@ class ClientStorage(
                 phase.blobs.drop()
         finally:
             self._commit_lock.release()
-
-
-def _before(tid: bytes) -> bytes:
-    return (int.from_bytes(tid) - 1).to_bytes(8)

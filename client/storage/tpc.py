@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from raftstorage.proto import storage_pb2 as pb
@@ -107,6 +107,10 @@ class Begun:
     def oids(self) -> list[bytes]:
         """What it changes."""
         return list(self._records)
+
+    @property
+    def records(self) -> Collection[Record]:
+        return self._records.values()
 
     def body(self) -> Body:
         """The serialized Transaction, or how to make it. RecordTooLarge when it is over the cluster's limit."""
@@ -220,6 +224,7 @@ class Voted:
         self.blobs.keep(tid)  # before anyone here can ask for them
         with as_zodb():
             feed.finish(tid, callback, self.storage.delivery_timeout)
+        self.storage._committed(tid, self._begun.records)
         return tid
 
     def _commit(self) -> bytes:

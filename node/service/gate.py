@@ -23,7 +23,7 @@ from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.failures import CODES
 from raftstorage.node.raft.types import Entry
-from raftstorage.node.service.replies import Answer
+from raftstorage.node.service.replies import OVERHEAD, Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.transactions import Coordinator
@@ -33,8 +33,6 @@ from raftstorage.proto import storage_pb2 as pb
 WRITES = frozenset({"vote", "finish", "commit", "allocate_oids", "blob_chunk"})
 #: Whoever sends these waits for no answer.
 UNANSWERED = frozenset({"part"})
-#: Bytes of a request beside what it carries.
-_OVERHEAD = 64
 
 
 def restored(request: pb.Request, call: str) -> bytes:
@@ -50,10 +48,10 @@ def restored(request: pb.Request, call: str) -> bytes:
 def weight(request: pb.Request, call: str) -> int:
     """About how many bytes `request` keeps in memory until it is answered."""
     if call in ("vote", "commit", "part"):
-        return len(getattr(request, call).transaction) + _OVERHEAD
+        return len(getattr(request, call).transaction) + OVERHEAD
     if call == "blob_chunk":
-        return len(request.blob_chunk.data) + _OVERHEAD
-    return _OVERHEAD
+        return len(request.blob_chunk.data) + OVERHEAD
+    return OVERHEAD
 
 
 class Gate:

@@ -28,10 +28,10 @@ from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
 from raftstorage.node.service.telling import tell
-from raftstorage.node.service.transacting import Transacting
+from raftstorage.node.service.transacting import Transacting, coordinator_limits
 from raftstorage.node.service.unready import UNREADY_BYTES, Unready
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request, fits
-from raftstorage.node.transactions import Coordinator, CoordinatorLimits
+from raftstorage.node.transactions import Coordinator
 from raftstorage.node.versions import VERSIONS, Versions, agreed
 from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto import storage_pb2_grpc
@@ -91,9 +91,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             lambda: driver.term,
             clock,
             limits.lease_ms / 1000,
-            CoordinatorLimits(
-                waiting=limits.waiting_votes, held=limits.held_bytes or 4 * limits.max_transaction_bytes
-            ),
+            coordinator_limits(limits),
             propose_many=driver.propose_many,
         )
         self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal, driver, clock, level)

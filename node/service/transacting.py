@@ -22,6 +22,7 @@ from raftstorage.node.service.validation import (
 )
 from raftstorage.node.transactions import Coordinator
 from raftstorage.node.uploads import Uploads
+from raftstorage.node.works import CoordinatorLimits
 from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
@@ -39,6 +40,14 @@ class Begin(Protocol):
         reply: Reply,
         parts: Parts | None = None,
     ) -> None: ...
+
+
+def coordinator_limits(limits: SessionLimits) -> CoordinatorLimits:
+    return CoordinatorLimits(
+        waiting=limits.waiting_votes,
+        held=limits.held_bytes or 4 * limits.max_transaction_bytes,
+        slice_objects=limits.slice_objects,
+    )
 
 
 class Transacting:

@@ -37,7 +37,8 @@ class SessionLimits:
     `calls`: requests of one session that are under way; `sessions`: how many of them there may be.
     Of large transactions that come in parts, before their vote or commit: `session_part_bytes` (0: twice the
     largest one) for each session, `part_bytes` (0: four times) for all. `held_bytes` (0: four times): of all that
-    is voted for, waits or is proposed. `max_blob_bytes`: of one blob; 0: as many as it likes.
+    is voted for, waits or is proposed. `max_blob_bytes`: of one blob; 0: as many as it likes. `slice_objects`: of
+    one transaction that are compared with the database in a turn of the loop; 0: what takes some milliseconds.
     """
 
     max_record_bytes: int = 64 << 20
@@ -52,6 +53,7 @@ class SessionLimits:
     part_bytes: int = 0
     held_bytes: int = 0
     max_blob_bytes: int = 0
+    slice_objects: int = 0
 
 
 def invalid(message: str, oid: bytes = b"") -> pb.Failure:

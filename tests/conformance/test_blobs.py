@@ -27,7 +27,6 @@ from raftstorage.client.blobs.layout import CacheLayout
 from ZEO.tests.testZEO import CommonBlobTests
 from ZODB import DB
 from ZODB.blob import Blob, remove_committed
-from ZODB.interfaces import IStorageUndoable
 from ZODB.tests import StorageTestBase
 from ZODB.tests.testblob import storage_reusable_suite
 
@@ -84,9 +83,6 @@ def open_as_a_user(name: Any, mode: str = "r", **options: Any) -> Any:
 
 def run(layer: Any, case: Any, make: Callable[[str], Any]) -> None:
     global _make
-    needs_history = "Undo" in case.id() or "packing" in case.id()
-    if needs_history and not IStorageUndoable.implementedBy(ClientStorage):
-        pytest.skip("undo and pack are optional: the storage does not provide IStorageUndoable")
     made: list[Any] = []
 
     def make_and_note(blob_dir: str) -> Any:

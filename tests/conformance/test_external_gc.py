@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 OURS = re.compile(re.escape(f"{PackedAway.__module__}.{PackedAway.__qualname__}"))
 
 
-def run(addresses: str) -> None:
-    suite = IExternalGC_suite(lambda: ClientStorage(addresses, pack_gc=False))
+def run(addresses: str, blob_dir: Path) -> None:
+    suite = IExternalGC_suite(lambda: ClientStorage(addresses, pack_gc=False, blob_dir=blob_dir))
     (check,) = suite
     check._dt_checker = ZODB.tests.util.checker + RENormalizing([(OURS, "ZODB.POSException.POSKeyError")])
     result = unittest.TestResult()
@@ -33,13 +33,13 @@ def run(addresses: str) -> None:
     assert not problems, problems[0]
 
 
-def test_on_a_cluster(clusters: Clusters) -> None:
+def test_on_a_cluster(clusters: Clusters, disk_directory: Path) -> None:
     with clusters.take() as cluster:
-        run(cluster.addresses)
+        run(cluster.addresses, disk_directory)
 
 
 def test_embedded(disk_directory: Path) -> None:
-    run(f"embedded:{disk_directory}/database")
+    run(f"embedded:{disk_directory}/database", disk_directory / "blobs")
 
 
 def test_what_is_gone_is_a_poskeyerror() -> None:

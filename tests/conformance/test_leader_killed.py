@@ -31,7 +31,6 @@ class Killer:
         self._stop = threading.Event()
         self._pause = rng.uniform(0.0, FIRST_DEATH)
         self.errors: list[Exception] = []
-        self.deaths = 0
         self._thread = threading.Thread(target=self._run, name="killer")
 
     def __enter__(self) -> Killer:
@@ -47,7 +46,8 @@ class Killer:
             while not self._stop.wait(self._pause):
                 leader = self._cluster.leader()
                 self._cluster.kill(leader)
-                self.deaths += 1
+                if self._stop.is_set():
+                    break
                 self._cluster.start(leader)
                 self._pause = NEXT_DEATH
         except Exception as error:

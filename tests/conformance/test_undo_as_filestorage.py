@@ -69,8 +69,8 @@ class Twin:
         return None if tid is None else self.tids.index(tid)
 
     def content(self) -> list[Any]:
-        """All transactions with all records, told without tids. A FileStorage that undid several transactions in one
-        may have an object twice in it: the last one counts."""
+        """All transactions with all records, told without tids. A FileStorage's that undid several others may have
+        an object twice: the last one counts."""
         return [
             (
                 self.number(each.tid),

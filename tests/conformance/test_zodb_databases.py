@@ -73,12 +73,14 @@ class Storages:
         self._files = contextlib.ExitStack()
         self._made = 0
 
-    def __call__(self, name: str = "", create: bool = False, read_only: bool = False, **_: Any) -> ClientStorage:
+    def __call__(
+        self, name: str = "", create: bool = False, read_only: bool = False, blob_dir: str | None = None, **_: Any
+    ) -> ClientStorage:
         self._made += 1
         place = self._directory / (Path(name).name if name.endswith(".fs") else f"memory-{self._made}")
         if create and place.exists():
             shutil.rmtree(place)
-        storage = ClientStorage(f"embedded:{place}", read_only=read_only)
+        storage = ClientStorage(f"embedded:{place}", read_only=read_only, blob_dir=blob_dir)
         self._files.callback(storage.close)
         return storage
 

@@ -3,8 +3,8 @@
     python -m tests.e2e.blob_client ADDRESSES DIRECTORY MEGABYTES
 
 stores it from one storage and reads it through another one with an empty directory; prints one line of JSON:
-`write` and `read`, each with `growth` (most bytes of memory in use meanwhile, above those before) and `seconds`, and
-whether what was read is what was written.
+`write` and `read`, each with `growth` (most bytes of memory in use meanwhile, above those before) and `seconds`;
+and whether what was read is what was written.
 """
 
 from __future__ import annotations

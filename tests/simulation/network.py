@@ -18,6 +18,7 @@ from raftstorage.node.raft.types import Message, SnapshotBase
 from raftstorage.node.service.codec import decode, encode
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.simulation.store import Contents
 from tests.simulation.world import SimLoop, World
 
 NAMES = {
@@ -43,7 +44,7 @@ class Host(Protocol):
     loop: SimLoop | None
 
     def receive(self, message: Message) -> None: ...
-    def copy_database(self) -> tuple[SnapshotBase, tuple[Any, Any]]: ...
+    def copy_database(self) -> tuple[SnapshotBase, Contents]: ...
     async def serve(self, requests: AsyncIterator[pb.RequestBatch], context: Any) -> None: ...
 
 
@@ -105,9 +106,9 @@ class Network:
 
     # ---- snapshots ------------------------------------------------------------------------------------
 
-    async def copy(self, source: int, to: str) -> tuple[SnapshotBase, tuple[Any, Any]] | None:
+    async def copy(self, source: int, to: str) -> tuple[SnapshotBase, Contents] | None:
         """A copy of the database of node `source`, some time later; None: it broke off."""
-        copied: list[tuple[SnapshotBase, tuple[Any, Any]]] = []
+        copied: list[tuple[SnapshotBase, Contents]] = []
         life: SimLoop | None = None
         pause = self._rng.choice((0.005, 0.005, 0.05, 0.5))  # at times it is so large that much happens meanwhile
         for _ in range(self._rng.randrange(2, 6)):

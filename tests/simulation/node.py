@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -34,10 +33,11 @@ from raftstorage.node.service.sessions import StorageService
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
+from raftstorage.proto import HISTORY_LEVEL
 
 from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
-from tests.simulation.store import SimEngine, SimStore
+from tests.simulation.store import Contents, SimEngine, SimStore, copied
 from tests.simulation.watcher import Watcher
 from tests.simulation.world import Exit, SimLoop, World
 from tests.simulation.writer import SimWriter
@@ -48,6 +48,7 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
 CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
 
@@ -219,7 +220,9 @@ class SimNode:
             clock=self._wall_clock,
             bounds=self.bounds,
             room=lambda: self.room,
+            level=lambda: HISTORY_LEVEL,
         )
+        self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)
         self.driver.on_fetch.append(self._wanted)
@@ -327,7 +330,7 @@ class SimNode:
             self.wal.forget(base.index)
             await self.driver.in_writer(self.wal.clean)
 
-    def copy_database(self) -> tuple[SnapshotBase, tuple[Any, Any]]:
+    def copy_database(self) -> tuple[SnapshotBase, Contents]:
         """A checkpoint: the state as it is now."""
         self.point("before checkpoint")
         store = self.databases[self.installed.name]
@@ -339,7 +342,7 @@ class SimNode:
             Membership.decode(membership) if membership else Membership.initial(self._identity.members),
         )
         self.point("after checkpoint")
-        return base, copy.deepcopy(store.durable)
+        return base, copied(store.durable)
 
     def _place(self, base: SnapshotBase) -> None:
         """`healing.placer`: the rename of the file `database` is atomic and durable."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
+from tests.simulation.blobs import Ledger, jumps
 from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
@@ -39,6 +40,7 @@ class Plan:
     pause: float
     weather: Weather
     faults: tuple[Fault, ...]
+    blobs: float = 0.0  # share of transactions
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -57,7 +59,8 @@ class Plan:
         faults = draw(rng, range(1, nodes + 1), seconds, only)
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults))
+        blobs = rng.choice((0.0, 0.15, 0.6))
+        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), blobs)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class Result:
     struck: Counter[str]
     changes: int
     snapshots: int
+    uploads: int
+    blobs: int
+    ended: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -86,6 +92,9 @@ class Result:
             "reads": self.reads,
             "membership changes": self.changes,
             "snapshots installed": self.snapshots,
+            "uploads": self.uploads,
+            "blobs committed": self.blobs,
+            "uploads that ended although they were wanted": self.ended,
         }
 
 
@@ -106,7 +115,11 @@ class Simulation:
         self.clients = [
             SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
         ]
-        self.workloads = [Workload(self.world, c, self.objects, plan.pause) for c in self.clients]
+        clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
+        self.ledger = Ledger(jumps(clocks))
+        self.workloads = [
+            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs) for c in self.clients
+        ]
         names = [client.name for client in self.clients]
         self.breaker = Breaker(self.world, self.network, self.nodes, names)
         self.operator = Operator(self.world, self.nodes, self._new_node)
@@ -144,6 +157,9 @@ class Simulation:
             self.watcher.struck,
             self.operator.changes,
             self.watcher.snapshots,
+            self.ledger.uploads,
+            len(self.ledger.revisions),
+            self.ledger.ended,
         )
 
     def _run(self) -> None:
@@ -210,9 +226,12 @@ class Simulation:
 
     def _check_history(self) -> None:
         engine = self._sound()[0].engine
+        transactions = everything(engine)
+        for node in self._sound():
+            self.ledger.check(node.engine, transactions)
         truth = [
             Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
-            for each in everything(engine)
+            for each in transactions
         ]
         objects = self.objects
         check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.engine.kv import Change, MemoryStore
@@ -12,6 +11,14 @@ from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.types import (
     Entry,
 )
+
+#: A MemoryStore's values and keys, by family.
+Contents: TypeAlias = tuple[dict[str, dict[bytes, bytes]], dict[str, list[bytes]]]
+
+
+def copied(contents: Contents) -> Contents:
+    values, keys = contents
+    return {family: dict(each) for family, each in values.items()}, {f: list(each) for f, each in keys.items()}
 
 
 class SimStore(MemoryStore):
@@ -23,7 +30,7 @@ class SimStore(MemoryStore):
         super().__init__()
         self._congested = congested
         self._point = point
-        self.durable: tuple[Any, Any] = ({f: {} for f in self._values}, {f: [] for f in self._keys})
+        self.durable: Contents = ({f: {} for f in self._values}, {f: [] for f in self._keys})
         self._pending: list[Sequence[Change]] = []
         self._flush_chance = flush_chance
 
@@ -49,17 +56,19 @@ class SimStore(MemoryStore):
             self._point("after flush")
 
     def crash(self) -> None:
-        self._values, self._keys = copy.deepcopy(self.durable)
+        self._values, self._keys = copied(self.durable)
         self._pending.clear()
 
-    def take(self, contents: tuple[Any, Any]) -> None:
+    def take(self, contents: Contents) -> None:
         """Holds what another one held, and has it on disk."""
-        self.durable = copy.deepcopy(contents)
+        self.durable = copied(contents)
         self.crash()
 
 
 class SimEngine(StateMachine):
-    """The production engine, with places where a crash may strike."""
+    """The production engine, with places where a crash may strike, and small chunks."""
+
+    blob_chunk_bytes = 16
 
     def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
         super().__init__(store)

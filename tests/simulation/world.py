@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,10 @@ from typing import Any
 
 #: Rounds of a loop before the others get their turn at the same moment.
 MOST_AT_ONCE = 20
+#: Timers that were cancelled are thrown out when there are so many.
+MOST_CANCELLED = 100
+RESOLUTION = 1e-9
+NEVER = float("inf")
 
 
 class Exit(SystemExit):
@@ -28,23 +33,18 @@ class Violation(AssertionError):
     """A promise is broken."""
 
 
-class _NothingToSelect:
-    def select(self, timeout: float | None) -> list[Any]:
-        return []
-
-    def close(self) -> None: ...
-
-
 class SimLoop(asyncio.BaseEventLoop):
     """asyncio over the world's clock. The world calls `turn` when `due` has come."""
+
+    _ready: deque[Any]
+    _scheduled: list[Any]  # a heap of asyncio.TimerHandle
+    _timer_cancelled_count: int
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__()
         self._world = world
         self.name = name
         self.paused = False
-        self._selector = _NothingToSelect()
-        self._clock_resolution = 1e-9
         self.set_exception_handler(self._failed)
 
     def time(self) -> float:
@@ -55,20 +55,35 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def due(self) -> float | None:
+    def due(self) -> float:
         """When the next callback is to run."""
-        if self._ready:  # type: ignore[attr-defined]
+        if self._ready:
             return self._world.now
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        return scheduled[0].when() if scheduled else None
+        return self._scheduled[0]._when if self._scheduled else NEVER
 
     def turn(self) -> None:
-        """Runs what is due, and what follows from it at once. Exit comes through."""
+        """Runs what is due, and what follows from it at once. Exit comes through.
+
+        As `BaseEventLoop._run_once`, which would look after a selector each time.
+        """
+        ready, scheduled = self._ready, self._scheduled
+        if self._timer_cancelled_count > MOST_CANCELLED:
+            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
+            heapq.heapify(scheduled)
+            self._timer_cancelled_count = 0
+        end = self._world.now + RESOLUTION
         asyncio._set_running_loop(self)
         try:
             for _ in range(MOST_AT_ONCE):
-                self._run_once()  # type: ignore[attr-defined]
-                if not self._ready:  # type: ignore[attr-defined]
+                while scheduled and (scheduled[0]._when < end or scheduled[0]._cancelled):
+                    handle = heapq.heappop(scheduled)
+                    handle._scheduled = False
+                    ready.append(handle)
+                for _ in range(len(ready)):
+                    handle = ready.popleft()
+                    if not handle._cancelled:
+                        handle._run()
+                if not ready:
                     break
         finally:
             asyncio._set_running_loop(None)
@@ -88,7 +103,6 @@ class SimLoop(asyncio.BaseEventLoop):
         else:
             self._world.errors.append(f"{self.name}: {context.get('message')}: {error!r}")
 
-    def _process_events(self, events: list[Any]) -> None: ...
     def _write_to_self(self) -> None: ...
 
 
@@ -141,24 +155,23 @@ class World:
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
         """Runs to `until` (seconds), or to the first moment when `done()`. Violation."""
+        events = self._events
         while not done():
             if self.errors:
                 raise Violation(self.errors[0])
-            moment = self._events[0][0] if self._events else None
+            moment = events[0][0] if events else NEVER
             chosen: SimLoop | None = None
             for loop in self.loops:
-                if not loop.paused:
-                    due = loop.due()
-                    if due is not None and (moment is None or due < moment):
-                        moment, chosen = due, loop
-            if moment is None:
+                if not loop.paused and (due := loop.due()) < moment:
+                    moment, chosen = due, loop
+            if moment == NEVER:
                 raise Violation("nothing will ever happen again")
             if moment > until:
                 self.now = until
                 return
             self.now = max(self.now, moment)
             if chosen is None:
-                heapq.heappop(self._events)[2]()
+                heapq.heappop(events)[2]()
             else:
                 self.turn(chosen)
 

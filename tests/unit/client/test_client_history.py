@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from persistent.TimeStamp import TimeStamp
 from raftstorage.client import ClientStorage
 from raftstorage.client.cluster.loop import run_in_loop
 from raftstorage.client.storage.errors import PackedAway
@@ -73,18 +74,28 @@ def test_pack_returns_when_the_leader_is_done(cluster: FakeCluster, storage: Cli
 
 
 def test_pack_time_becomes_a_tid(cluster: FakeCluster, storage: ClientStorage) -> None:
-    from persistent.TimeStamp import TimeStamp
-
+    cluster.last = TimeStamp(2100, 1, 1, 0, 0, 0.0).raw()
     asked = packs(cluster, "done")
     storage.pack(NOON)
     assert TimeStamp(asked[0][1].tid).timeTime() == pytest.approx(NOON, abs=1e-6)
+
+
+def test_pack_to_the_future_is_to_the_last_transaction(cluster: FakeCluster, storage: ClientStorage) -> None:
+    tid = cluster.commit_elsewhere(OID)
+    asked = packs(cluster, "done")
+    storage.pack(NOON)
+    assert asked[0][1].tid == tid
 
 
 def test_replicas_have_caught_up_when_pack_returns(cluster: FakeCluster, storage: ClientStorage) -> None:
     packs(cluster, "done")
     before = {i: node.served["read_barrier"] for i, node in cluster.nodes.items()}
     storage.pack(NOON)
-    assert {i: node.served["read_barrier"] - before[i] for i, node in cluster.nodes.items()} == {1: 1, 2: 1, 3: 1}
+    assert {i: node.served["read_barrier"] - before[i] for i, node in cluster.nodes.items()} == {
+        1: 2,
+        2: 1,
+        3: 1,
+    }  # and the time
 
 
 def test_pack_goes_on_at_the_next_leader_with_the_same_id(cluster: FakeCluster, storage: ClientStorage) -> None:

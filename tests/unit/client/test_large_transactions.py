@@ -36,16 +36,16 @@ PART = 200
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "PART_BYTES", PART)
     monkeypatch.setattr(bodies, "PART_OBJECTS", 3)
-    monkeypatch.setattr(bodies, "_CHUNK_BYTES", PART - 48)
 
 
 def records(*sizes: int) -> dict[bytes, Record]:
     return {p64(n): Record(p64(n), bytes(8), random.Random(n).randbytes(size)) for n, size in enumerate(sizes, 1)}
 
 
-def body_of(*sizes: int, checks: int = 0, tid: bytes = b"") -> Any:
+def body_of(*sizes: int, checks: int = 0, tid: bytes = b"", part_bytes: int = 0) -> Any:
     head = pb.Transaction(user=b"me", tid=tid)
-    return make_body(head, records(*sizes), {p64(n): p64(5) for n in range(1000, 1000 + checks)}, True)
+    named = {p64(n): p64(5) for n in range(1000, 1000 + checks)}
+    return make_body(head, records(*sizes), named, True, part_bytes)
 
 
 def store(storage: Any, *sizes: int, func: Callable[[bytes], object] = lambda tid: None) -> bytes:
@@ -104,7 +104,8 @@ def test_parts_and_rest_are_the_whole_and_no_part_is_too_large(tid: bytes) -> No
     for _ in range(300):
         sizes = [rng.choice((0, 1, 50, 90, 151, 152, 153, 200, 1000)) for _ in range(rng.randrange(1, 12))]
         checks = rng.randrange(8)
-        body = body_of(*sizes, checks=checks, tid=tid)
+        part_bytes = rng.choice((0, 0, 50, 120))
+        body = body_of(*sizes, checks=checks, tid=tid, part_bytes=part_bytes)
         whole = pb.Transaction.FromString(
             put_together([*body.parts, body.rest]) if isinstance(body, LargeBody) else body
         )
@@ -117,7 +118,7 @@ def test_parts_and_rest_are_the_whole_and_no_part_is_too_large(tid: bytes) -> No
         if isinstance(body, LargeBody):
             for part, size in zip(body.parts, body.parts.sizes, strict=True):
                 parsed = pb.Transaction.FromString(part)
-                assert len(part) <= size <= PART
+                assert len(part) <= size <= (part_bytes or PART)
                 assert 1 <= len(parsed.records) + len(parsed.checks) <= 3
                 assert not parsed.tid
 
@@ -297,7 +298,7 @@ def test_a_stream_that_breaks_between_parts(cluster: FakeCluster, storage: Any) 
 def test_loads_of_other_threads_get_between_the_parts(cluster: FakeCluster) -> None:
     cluster.max_record_bytes = cluster.max_transaction_bytes = 1 << 20
     cluster.stop(2, 3)
-    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0)
+    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0, cache_size=0)
     try:
         store(storage, 10)
         node = cluster.nodes[1]

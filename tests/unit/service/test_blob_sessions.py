@@ -84,6 +84,8 @@ async def test_a_blob_goes_in_and_comes_out() -> None:
         assert await read(client, 1, tid) == data
         assert await read(client, 1, tid, 1 << 20) == data
         assert await read(client, 1, tid, 99_999) == data
+        assert it.metric("blob_bytes_total", direction="received") == len(data)
+        assert it.metric("blob_bytes_total", direction="sent") == 3 * len(data)
         page = await client.ask(read_transactions=pb.ReadTransactions())
         blob = page.transactions.transactions[0].records[0].blob
         assert (blob.size, blob.crc32c, blob.upload_id) == (len(data), crc(data), b"")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
-from raftstorage.node.transactions import Coordinator, CoordinatorLimits
+from raftstorage.node.transactions import Coordinator
+from raftstorage.node.works import CoordinatorLimits
 
 from tests.unit.service.fuzzing import Reply
 

@@ -18,7 +18,7 @@ from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.failures import not_leader
 from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.node.tids import LAST_GIVEN
-from raftstorage.node.transactions import CoordinatorLimits
+from raftstorage.node.works import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.service.fuzzing import Reply, Txn, explore

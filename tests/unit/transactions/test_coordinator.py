@@ -9,7 +9,8 @@ from raftstorage.node.engine.api import Z64
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
 from raftstorage.node.tids import LAST_GIVEN, timestamp_tid
-from raftstorage.node.transactions import Coordinator, CoordinatorLimits
+from raftstorage.node.transactions import Coordinator
+from raftstorage.node.works import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
 NOW = 1_700_000_000.0

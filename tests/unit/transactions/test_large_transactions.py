@@ -11,7 +11,8 @@ from raftstorage.node.engine.api import Z64, Conflict
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.examination import Examination
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
-from raftstorage.node.transactions import Coordinator, CoordinatorLimits
+from raftstorage.node.transactions import Coordinator
+from raftstorage.node.works import CoordinatorLimits
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.pieces import gathered, pieces

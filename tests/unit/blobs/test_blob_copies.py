@@ -19,7 +19,8 @@ from ZODB.blob import Blob, copyTransactionsFromTo, is_blob_record
 from ZODB.FileStorage import FileStorage
 from ZODB.utils import p64
 
-from tests.unit.client.blob_cluster import BlobCluster, content, leftovers
+from tests.unit.blobs.blob_cluster import BlobCluster, content
+from tests.unit.blobs.directories import leftovers
 
 SIZES = [0, 10, BLOB_CHUNK_BYTES, BLOB_CHUNK_BYTES + 1, 5 * BLOB_CHUNK_BYTES + 3, 200_000, 200_000, 200_000]
 
@@ -193,7 +194,7 @@ def test_small_ones_are_on_their_way_together_but_not_too_many(monkeypatch: pyte
 def test_restoring_a_blob_by_hand(place: str, tmp_path: Path, opened: Callable[[Any], Any]) -> None:
     from ZODB.Connection import TransactionMetaData
 
-    from tests.unit.client.blob_cluster import RECORD
+    from tests.unit.blobs.blob_cluster import RECORD
 
     storage = opened(ClientStorage(place, blob_dir=tmp_path / "cache"))
     source = tmp_path / "source"

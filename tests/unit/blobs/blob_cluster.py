@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import google_crc32c
+from raftstorage.client.cluster.uploads import WINDOW_CHUNKS
 from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
-from ZODB.blob import Blob
+from ZODB.blob import Blob, remove_committed
 from ZODB.Connection import TransactionMetaData
 from ZODB.tests.StorageTestBase import zodb_pickle
+from ZODB.utils import p64
 
 from tests.unit.client.conftest import FakeCluster, Node
 
 CHUNK = BLOB_CHUNK_BYTES
+OID = p64(1)
 
 
 def crc(data: bytes) -> int:
@@ -100,6 +103,8 @@ def content(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
+#: Of many chunks, several windows of them.
+LARGE = content(3 * WINDOW_CHUNKS * CHUNK + 12_345)
 RECORD: bytes = zodb_pickle(Blob())
 
 
@@ -124,10 +129,10 @@ def commit(storage: Any, path: Path, data: bytes, oid: bytes, serial: bytes = by
     return tid
 
 
-def leftovers(directory: Path) -> list[str]:
-    """Names of files under a blob directory that are neither committed blobs nor its own furniture."""
-    return sorted(
-        str(path.relative_to(directory))
-        for path in directory.rglob("*")
-        if path.is_file() and path.suffix not in (".blob", ".lock") and path.name not in (".layout", ".cluster")
-    )
+def forget_file(storage: Any, tid: bytes, oid: bytes = OID) -> None:
+    """As if another client had stored it."""
+    remove_committed(storage.fshelper.getBlobFilename(oid, tid))
+
+
+def loaded(storage: Any, tid: bytes, oid: bytes = OID) -> bytes:
+    return Path(storage.loadBlob(oid, tid)).read_bytes()
