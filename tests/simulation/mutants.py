@@ -33,6 +33,7 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation import mutants_of_growth as growth
 from tests.simulation import mutants_of_parts as parts
+from tests.simulation import mutants_of_scarcity as scarcity
 from tests.simulation.disk import SimFiles
 from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
@@ -295,6 +296,9 @@ MUTANTS: list[Mutant] = [
     parts.mixes_the_parts_of_two_attempts,
     parts.goes_on_with_another_attempts_fragments,
     parts.shows_fragments_that_nothing_followed,
+    scarcity.keeps_leadership_without_room,
+    scarcity.takes_writes_without_room,
+    scarcity.never_finds_room_again,
     forgets_its_vote,
     does_not_sync_votes,
     never_syncs,

@@ -7,11 +7,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from raftstorage.node.admission import Bounds
 from raftstorage.node.compaction import Compactor
-from raftstorage.node.disk_space import Room
+from raftstorage.node.disk_space import DiskWatcher, Room, Space
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import agree, membership_of
 from raftstorage.node.engine.api import Applied, EngineError
@@ -34,12 +34,14 @@ from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 
-from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
+from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
 from tests.simulation.store import Contents, SimEngine, SimStore, copied
 from tests.simulation.watcher import Watcher
 from tests.simulation.world import Exit, SimLoop, World
 from tests.simulation.writer import SimWriter
+
+Done = TypeVar("Done")
 
 DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
@@ -47,12 +49,23 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+RESERVE = 10 * SEGMENT_BYTES
+SILENT_SECONDS = 1.0
+#: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
+MESSAGE_ENTRIES = (1, 3, 16, 16)
 
 
 @cache
 def metrics() -> NodeMetrics:
     """Nobody reads them here."""
     return NodeMetrics()
+
+
+class Peer(NamedTuple):
+    """When it was heard last, and whether its disk had room, as it said then."""
+
+    heard: float
+    has_room: bool
 
 
 class Wire:
@@ -112,12 +125,12 @@ class SimNode:
         self.clock_offset = 0.0
         self.disk_seconds = DISK_SECONDS
         self.bounds = Bounds()
-        self.room = Room.AMPLE  # as the node's own watch would find it
         self.crash: Crash | None = None  # that is yet to strike in this life
         self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
         #: Called with the seconds to be down, None: as soon as somebody starts it again.
         self.ended_itself: Callable[[SimNode, float | None], None] = lambda node, seconds: None
         self._struck: Crash | None = None
+        self._peers: dict[int, Peer] = {}  # heard in this life
         self._network = network
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
@@ -126,6 +139,7 @@ class SimNode:
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
         self._keep_bytes = world.random(f"keep {node_id}").choice(KEEP_BYTES)
+        self._message_entries = world.random("messages").choice(MESSAGE_ENTRIES)
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
@@ -173,7 +187,7 @@ class SimNode:
             Config(
                 self.id,
                 frozenset(),
-                max_message_entries=16,
+                max_message_entries=self._message_entries,
                 max_message_bytes=2048,
                 max_inflight_messages=8,
                 max_apply_bytes=4096,
@@ -193,6 +207,15 @@ class SimNode:
         self.wal = wal
         self.engine = engine
         self.members = Members(self.driver)
+        self._peers = {}
+        self.disk = disk = DiskWatcher(
+            lambda: Space(self.files.free, PLENTY),
+            RESERVE,
+            lambda: self.driver.other_voters(self._hears),
+            self.driver.transfer_leader,
+            lambda node: self._peers[node].has_room if node in self._peers else None,
+            self._in_thread,
+        )
         self.service = StorageService(
             self.driver,
             self._identity,
@@ -200,7 +223,7 @@ class SimNode:
             metrics(),
             clock=self._wall_clock,
             bounds=self.bounds,
-            room=lambda: self.room,
+            room=lambda: disk.room,
         )
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)
@@ -213,9 +236,10 @@ class SimNode:
 
     async def _run(self, compactor: Compactor) -> None:
         await self.driver.start()
+        await self.disk.start()
         await compactor.run()
 
-    async def _in_thread(self, function: Callable[[], object]) -> object:
+    async def _in_thread(self, function: Callable[[], Done]) -> Done:
         """What takes long: done at some moment, of which the caller hears later."""
         await asyncio.sleep(self.disk_delay())
         result = function()
@@ -276,7 +300,7 @@ class SimNode:
     def send(self, message: Message) -> None:
         self.point("before send")
         self._watcher.sent(message)
-        self._network.send(message)
+        self._network.send(message, self.disk.room is Room.AMPLE)
         self.point("after send")
 
     def recover_disk(self) -> None:
@@ -333,9 +357,14 @@ class SimNode:
 
     # ---- Host ------------------------------------------------------------------------------------------
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: Message, has_room: bool) -> None:
         if self.loop is not None:
+            self._peers[message.from_node] = Peer(self.world.now, has_room)
             self.driver.receive([message])
+
+    def _hears(self, node: int) -> bool:
+        """Is there a stream, as far as this node can know?"""
+        return node in self._peers and self.world.now - self._peers[node].heard < SILENT_SECONDS
 
     async def serve(self, requests: AsyncIterator[Any], context: Any) -> None:
         await self.service.Session(self._incoming(requests), context)

@@ -12,6 +12,7 @@ from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
+from tests.simulation.drill import fill_disks
 from tests.simulation.faults import MOST_CLIENTS, Fault, draw
 from tests.simulation.history import Committed, History
 from tests.simulation.network import Network, Weather
@@ -25,7 +26,6 @@ from tests.unit.engine.commands import everything
 
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
-START_SECONDS = 30.0
 #: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
 PART_BYTES = (0, 0, 0, 64, 100, 250)
 
@@ -161,7 +161,7 @@ class Simulation:
         for node in self.nodes.values():
             node.start()
         first = self.workloads[0]
-        self._until(self.clients[0], first.prepare(), START_SECONDS, "the cluster does not start")
+        self._until(first, first.prepare(), "the cluster does not start")
         for workload, client in zip(self.workloads, self.clients, strict=True):
             client.loop.call_soon(client.loop.create_task, workload.run())
         self.network.weather = plan.weather
@@ -178,27 +178,34 @@ class Simulation:
         world.run(deadline, lambda: all(workload.finished for workload in self.workloads))
         if not all(workload.finished for workload in self.workloads):
             raise Violation("a client's call never ends")
-        for workload, client in zip(self.workloads, self.clients, strict=True):
-            self._until(
-                client, workload.probe(), PEACE_SECONDS, "nothing can be committed or read after all faults"
-            )
-        world.run(world.now + PEACE_SECONDS, self._together)
-        if not self._together():
-            raise Violation("the nodes do not come to the same state after all faults")
+        for workload in self.workloads:
+            self._until(workload, workload.probe(), "nothing can be committed or read after all faults")
+        if self.scarcity.drills:
+            self._come_together()
+            sound = {node.id: node for node in self._sound()}
+            fill_disks(world, sound, self.workloads[0], self._until)
+            self._until(self.workloads[0], self.workloads[0].probe(), "there is room again, and no write is taken")
+        self._come_together()
         self.watcher.check_logs()
         self.watcher.check_equal()
         self._check_history()
 
-    def _until(self, client: SimClient, work: Coroutine[None, None, None], seconds: float, otherwise: str) -> None:
-        """Runs `work` to its end."""
+    def _come_together(self) -> None:
+        self.world.run(self.world.now + PEACE_SECONDS, self._together)
+        if not self._together():
+            raise Violation("the nodes do not come to the same state after all faults")
+
+    def _until(self, workload: Workload, work: Coroutine[None, None, None], otherwise: str) -> None:
+        """Runs a client's work to its end."""
         done: list[None] = []
 
         async def wrap() -> None:
             await work
             done.append(None)
 
-        client.loop.call_soon(client.loop.create_task, wrap())
-        self.world.run(self.world.now + seconds, lambda: bool(done))
+        loop = workload.client.loop
+        loop.call_soon(loop.create_task, wrap())
+        self.world.run(self.world.now + PEACE_SECONDS, lambda: bool(done))
         if not done:
             raise Violation(otherwise)
 
