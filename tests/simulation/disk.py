@@ -11,9 +11,10 @@ from pathlib import Path
 
 SECTOR = 512
 LOG = Path("/log")
-SEGMENT_BYTES = 6 << 10
+#: Of a log's segments; each node draws one. Small ones can be cut sooner.
+SEGMENT_BYTES = (2 << 10, 6 << 10)
 #: Bytes that are free on a disk with room, more than a run ever needs.
-PLENTY = 100 * SEGMENT_BYTES
+PLENTY = 600 << 10
 
 
 @dataclass

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from raftstorage.node.admission import Bounds
 from raftstorage.node.compaction import Compactor
@@ -23,6 +21,7 @@ from raftstorage.node.raft.types import (
     Entry,
     FetchSnapshot,
     Message,
+    NotLeader,
     Persist,
     Role,
     RoleChange,
@@ -34,6 +33,7 @@ from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 
+from tests.simulation.around import Crash, Peer, Timeouts, Wire
 from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
 from tests.simulation.store import Contents, SimEngine, SimStore, copied
@@ -49,7 +49,7 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
-RESERVE = 10 * SEGMENT_BYTES
+RESERVE = PLENTY // 10
 SILENT_SECONDS = 1.0
 #: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
 MESSAGE_ENTRIES = (1, 3, 16, 16)
@@ -59,49 +59,6 @@ MESSAGE_ENTRIES = (1, 3, 16, 16)
 def metrics() -> NodeMetrics:
     """Nobody reads them here."""
     return NodeMetrics()
-
-
-class Peer(NamedTuple):
-    """When it was heard last, and whether its disk had room, as it said then."""
-
-    heard: float
-    has_room: bool
-
-
-class Wire:
-    """`driver.Transport`: nothing to start or stop."""
-
-    def __init__(self, node: SimNode) -> None:
-        self._node = node
-
-    def send(self, message: Message) -> None:
-        self._node.send(message)
-
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-
-
-class Timeouts(random.Random):
-    """The core's random source."""
-
-    def __init__(self, node: SimNode) -> None:
-        super().__init__(f"{node.world.seed}/core {node.id} {node.lives}")
-        self._node = node
-
-    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
-        if self._node.world.now < self._node.crowded_until:
-            return start
-        return super().randrange(start, stop, step)
-
-
-@dataclass
-class Crash:
-    """Strikes when the node passes `point` once more than `passes` times; it is down for `seconds` then."""
-
-    point: str
-    passes: int
-    power: bool  # the machine goes, not the process alone
-    seconds: float
 
 
 class SimNode:
@@ -138,7 +95,9 @@ class SimNode:
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
-        self._keep_bytes = world.random(f"keep {node_id}").choice(KEEP_BYTES)
+        keep = world.random(f"keep {node_id}")
+        self._keep_bytes = keep.choice(KEEP_BYTES)
+        self.segment_bytes = keep.choice(SEGMENT_BYTES)
         self._message_entries = world.random("messages").choice(MESSAGE_ENTRIES)
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
@@ -178,7 +137,7 @@ class SimNode:
 
     def _open(self) -> None:
         assert self.loop is not None
-        wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, cache_bytes=4 << 10, files=self.files)
+        wal = Wal.open(LOG, segment_bytes=self.segment_bytes, cache_bytes=4 << 10, files=self.files)
         self.databases = {self.installed.name: self.databases[self.installed.name]}
         engine = SimEngine(self.databases[self.installed.name], self.point)
         agree(wal, engine, self.installed)
@@ -309,6 +268,17 @@ class SimNode:
         self.files.fail_writes = self.files.fail_syncs = 0
         self.disk_seconds = DISK_SECONDS
 
+    def hand_over(self) -> None:
+        """An operator asks it to."""
+        if self.loop is not None:
+            self.loop.call_soon(lambda: self.loop and self.loop.create_task(self._hand_over()))
+
+    async def _hand_over(self) -> None:
+        try:
+            await self.driver.transfer_leader()
+        except (NotLeader, LookupError, TimeoutError) as error:
+            self.world.say(f"{self.name} does not hand over: {error!r}")
+
     # ---- snapshots -------------------------------------------------------------------------------------
 
     def _wanted(self, fetch: FetchSnapshot) -> None:
@@ -349,6 +319,7 @@ class SimNode:
 
     def _place(self, base: SnapshotBase) -> None:
         """`healing.placer`: the rename of the file `database` is atomic and durable."""
+        self._watcher.check_state(self)
         self.point("before database switch")
         self.installed = Installed(folder_name(base.index, base.term), base.index, base.term)
         self.point("after database switch")

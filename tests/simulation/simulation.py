@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
+from raftstorage.node.engine.api import EngineError
+
 from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
@@ -211,14 +213,14 @@ class Simulation:
 
     def _sound(self) -> Sequence[SimNode]:
         """Who must come together: members that can start. One that the leader has let in may never have heard."""
-        members = self.watcher.membership.ids
+        members = self.watcher.members.newest.ids
         return [node for node in self.nodes.values() if not node.lost and node.id in members]
 
     def _together(self) -> bool:
-        for node_id in self.watcher.membership.ids - self.nodes.keys():
+        for node_id in self.watcher.members.newest.ids - self.nodes.keys():
             self._new_node(node_id)  # whoever was to start it lost its leader before it heard that it may
         nodes = self._sound()
-        if self.watcher.membership.is_joint or not all(node.up for node in nodes):
+        if self.watcher.members.newest.is_joint or not all(node.up for node in nodes):
             return False
         last = {node.wal.last_index() for node in nodes}
         applied = {node.engine.applied_index for node in nodes}
@@ -226,9 +228,12 @@ class Simulation:
 
     def _check_history(self) -> None:
         engine = self._sound()[0].engine
-        truth = [
-            Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
-            for each in everything(engine)
-        ]
+        try:
+            truth = [
+                Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
+                for each in everything(engine)
+            ]
+        except EngineError as error:
+            raise Violation(f"the database cannot be read: {error}") from error
         objects = self.objects
         check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)
