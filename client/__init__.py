@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .cluster.errors import (
+    BlobDamaged,
+    BlobDirectoryFull,
     ClientDisconnected,
     ClusterError,
     CommitOutcomeUnknown,
@@ -19,6 +21,7 @@ from .cluster.errors import (
     RecordTooLarge,
     StorageBusy,
     StorageFull,
+    UploadExpired,
     WrongCluster,
 )
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from .storage import ClientStorage
 
 __all__ = [
+    "BlobDamaged",
+    "BlobDirectoryFull",
     "ClientDisconnected",
     "ClientStorage",
     "ClusterError",
@@ -37,6 +42,7 @@ __all__ = [
     "RecordTooLarge",
     "StorageBusy",
     "StorageFull",
+    "UploadExpired",
     "WrongCluster",
 ]
 

@@ -11,9 +11,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
+from raftstorage.node.applying import Applying
 from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Engine
 from raftstorage.node.engine.kv import KeyValueStore
@@ -34,7 +36,7 @@ from raftstorage.node.raft.types import (
     SnapshotBase,
 )
 from raftstorage.node.standing import Standing
-from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters
+from raftstorage.node.waiting import LeadershipLost, ReadWaiters, RoleWaiters, in_time
 
 __all__ = ["Driver", "LeadershipLost"]
 
@@ -48,7 +50,8 @@ class Driver(Standing):
     tick. `fatal`: ends the process; it may be called in the writer thread. `place(base)`: makes the database of a
     snapshot that `install` was given this node's own, durably, and begins the log behind it; called where the log
     is written. `rng`: for election timeouts and the numbers of reads. `writer`: makes what writes to the log,
-    `in_thread`: runs what takes long beside the loop; a simulator has its own.
+    `in_thread`: runs what takes long beside the loop, `clock`: in seconds, says how long applying has taken; a
+    simulator has its own.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Driver(Standing):
         observer: Observer | None = None,
         writer: WriterFactory = LogWriter,
         in_thread: Callable[[Callable[[], object]], Awaitable[object]] = asyncio.to_thread,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -77,6 +81,8 @@ class Driver(Standing):
         self._observer = observer
         self._make_writer = writer
         self._in_thread = in_thread
+        self._clock = clock
+        self._applying = Applying(engine, clock)
         rng = rng or random.Random()
         self._core = RaftCore(config, wal, wal.hard_state, engine.applied_index, rng, membership)
         self._place = place or cannot_place
@@ -176,6 +182,13 @@ class Driver(Standing):
         self._pump()
         return await done
 
+    @contextmanager
+    def applying_nothing(self) -> Iterator[None]:
+        """In the block the engine's state stays as it is, but for the installation of a snapshot."""
+        with self._applying.stopped():
+            yield
+        self._schedule()
+
     async def flush(self) -> None:
         """Returns when what was applied before the call is on disk. A failure ends the process."""
         async with self._flushing:
@@ -206,7 +219,7 @@ class Driver(Standing):
         future: asyncio.Future[None] = self._loop.create_future()
         self._reads.add(future)
         self._schedule()
-        await self._in_time(future, timeout)
+        await in_time(future, timeout, lambda: self.leader)
 
     async def wait_applied(self, index: int, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Returns once log index `index` is applied here. TimeoutError or LeadershipLost as `read_barrier`."""
@@ -216,16 +229,7 @@ class Driver(Standing):
             raise LeadershipLost("the node is stopping")
         future: asyncio.Future[None] = self._loop.create_future()
         self._reads.until(index, future, self.applied_index)
-        await self._in_time(future, timeout)
-
-    async def _in_time(self, future: asyncio.Future[None], timeout: float) -> None:  # noqa: ASYNC109
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        except TimeoutError:
-            if self.leader == 0:
-                raise LeadershipLost(f"no leader is known after {timeout:g} s") from None
-            raise
+        await in_time(future, timeout, lambda: self.leader)
 
     async def wait_role(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Returns at the next change of role, term, leader or readiness. TimeoutError after `timeout` seconds."""
@@ -299,7 +303,7 @@ class Driver(Standing):
             request = self._reads.next_request()
             if request:
                 self._core.read_index(request)
-            self._carry_out(self._core.take_output())
+            self._carry_out(self._core.take_output(apply=self._applying.ready))
         except Exception as error:
             self._fatal(error)
         finally:
@@ -312,8 +316,7 @@ class Driver(Standing):
             self.work.queued(persist)
             self._writer.put(persist)
         # Applied before the role's listeners hear that leadership is gone: what was committed is answered so.
-        if output.apply:
-            self._apply(output.apply)
+        applied = self._apply(output.apply)
         if output.role is not None:
             self._role(output.role)
         if output.membership is not None:
@@ -324,8 +327,8 @@ class Driver(Standing):
                 wanted(output.fetch)
         self._reads.confirmed(output.reads, self.applied_index)
         self._reads.lost(output.reads_lost)
-        if output.apply:
-            self._schedule()  # there may be more; the loop gets its turn in between
+        if applied:
+            self._schedule()  # the loop gets its turn in between
 
     def _durable(self, batch: list[Persist]) -> None:
         self.work.durable(batch)
@@ -346,6 +349,7 @@ class Driver(Standing):
         if self._installing is None:
             raise RuntimeError("a snapshot is in the log that nobody has handed in")
         (store, done), self._installing = self._installing, None
+        self._applying.forget()
         old = self.engine.adopt(store)
         log.info("installed a snapshot", extra={"applied_index": self.applied_index})
         for listener in self.on_installed:
@@ -354,28 +358,31 @@ class Driver(Standing):
         if not done.done():
             done.set_result(old)
 
-    def _apply(self, entries: Sequence[Entry]) -> None:
-        begin = time.perf_counter()
-        engine = self.engine
-        applied = [(entry, engine.apply(entry)) for entry in entries]
+    def _apply(self, entries: Sequence[Entry]) -> bool:
+        """A turn of applying; True: there may be another one at once."""
+        begin = self._clock()
+        applied = self._applying.turn(entries)
+        if not applied:
+            return False
         for listener in self.on_applied:
             listener(applied)
         if self._observer is not None:
             self._observer.applied_batch(
-                time.perf_counter() - begin,
+                self._clock() - begin,
                 sum(1 for _, outcome in applied if outcome.tid and not outcome.repeated),
             )
-        done = engine.applied_index
+        done = self.engine.applied_index
         self.work.applied(done)
         self._reads.applied(done)
         if self._core.role is Role.LEADER and self._ready_term != self._core.term:
             term = self._core.term
-            if any(entry.kind is EntryKind.NOOP and entry.term == term for entry in entries):
+            if any(entry.kind is EntryKind.NOOP and entry.term == term for entry, _ in applied):
                 self._ready_term = term
                 log.info("leads", extra={"applied_index": done})
                 for ready in self.on_ready:
                     ready()
                 self._role_waiters.wake()
+        return True
 
     def _role(self, change: RoleChange) -> None:
         log.info("now %s", change.role.value, extra={"leader": change.leader})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raftstorage.node.engine.api import Conflict, Engine
+from raftstorage.node.engine.api import Applied, Conflict, Engine
 from raftstorage.proto import storage_pb2 as pb
 
 #: gRPC status code numbers, as the comments at `Reason` in storage.proto have them.
@@ -27,6 +27,8 @@ CODES: dict[int, int] = {
     pb.INTERNAL: 13,
     pb.STOPPING: 14,
     pb.STORAGE_FULL: 8,
+    pb.NO_UPLOAD: 9,
+    pb.UNSUPPORTED: 12,
 }
 
 
@@ -89,6 +91,23 @@ def not_leader() -> pb.Event:
 def stale(tid: bytes, last: bytes) -> pb.Event:
     """A given tid that is not above the last one."""
     return failed(pb.STALE_TID, f"tid {tid.hex()} is not above {last.hex()}")
+
+
+def no_upload(oid: bytes) -> pb.Event:
+    return failed(pb.NO_UPLOAD, "the object's blob was not uploaded, or not whole; send it again", oid)
+
+
+def outcome_event(tid: bytes, outcome: Applied, engine: Engine) -> pb.Event:
+    """What a commit is answered when it was applied; `tid`: that it came with, or nothing."""
+    if outcome.tid is not None:
+        return pb.Event(committed=pb.Committed(tid=outcome.tid))
+    if outcome.conflicts:
+        return pb.Event(failure=conflict_failure(outcome.conflicts[0], engine))
+    if outcome.missing:
+        return no_upload(outcome.missing)
+    if tid and tid <= engine.last_tid:
+        return stale(tid, engine.last_tid)
+    return failed(pb.INVALID, outcome.refused or "refused")
 
 
 def is_final(conflict: Conflict) -> bool:

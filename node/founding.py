@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import replace
 
 import grpc.aio
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
-from raftstorage.node.joining import JoinError, WaitingRoom, begin, join
+from raftstorage.node.joining import JoinError, WaitingRoom, begin, join, members_near
 from raftstorage.node.options import NodeOptions
 from raftstorage.node.service.server import SERVER_OPTIONS, take_port
 from raftstorage.node.versions import Versions
@@ -24,7 +25,12 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
     """
     found = directory.found
     if found is not None and found.identity.node_id:
-        return directory.claim(options.identity())
+        if not options.rejoin:
+            return directory.claim(options.identity())
+        await _still_member(directory, found.identity, options)
+        return directory.claim(replace(options.identity(), node_id=0))  # it may have come in anew, as another one
+    if options.rejoin and options.members and (found is not None or await _place_is_taken(options)):
+        return await _enter(directory, options, versions)
     if options.members:
         if found is not None:
             raise DirectoryError(
@@ -41,6 +47,23 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
     )
 
 
+async def _place_is_taken(options: NodeOptions) -> bool:
+    """Has the cluster known another directory under this node's id, or removed it? Nobody who answers: no."""
+    members = await members_near(options.others)
+    mine = next((each for each in members if each.node_id == options.node_id), None)
+    return bool(members) and (mine is None or bool(mine.instance))
+
+
+async def _still_member(directory: NodeDirectory, identity: NodeIdentity, options: NodeOptions) -> None:
+    """DirectoryError: the leader says that it is not."""
+    members = await members_near(options.others)
+    if members and all(each.node_id != identity.node_id for each in members):
+        raise DirectoryError(
+            f"{directory.path} is of node {identity.node_id}, which was removed from the cluster: what is in it "
+            "can go, and an empty directory joins as a new member"
+        )
+
+
 async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versions) -> NodeIdentity:
     """With a port that answers, so that the cluster can see that the node is reachable before it counts on it."""
     room = WaitingRoom(begin(directory).identity.instance)
@@ -49,7 +72,7 @@ async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versi
     port = take_port(server, options.listen_address)
     await server.start()
     try:
-        addresses, learner = tuple(options.join), options.learner
+        addresses, learner = options.others, options.learner
         if options.standby:
             log.info("waits to be added", extra={"address": options.advertised})
             addresses, learner = await room.invited

@@ -116,6 +116,21 @@ async def _leader_near(address: str) -> tuple[str, str]:
     return leader, f"{address}: no leader is known there"
 
 
+async def members_near(addresses: Sequence[str]) -> Sequence[pb.MemberStatus]:
+    """The members, as the leader that one of `addresses` knows sees them; none when nobody knows one."""
+    for leader, _reason in await asyncio.gather(*map(_leader_near, addresses)):
+        if leader:
+            try:
+                async with admin_at(leader) as admin:
+                    reply = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                log.info("%s, which leads, does not say who is a member: %s", leader, error.details())
+                continue
+            if any(each.node_id == reply.leader_id and each.address == leader for each in reply.members):
+                return tuple(reply.members)
+    return ()
+
+
 async def identify(address: str) -> pb.IdentifyReply:
     """Who listens at `address`. grpc.aio.AioRpcError when nobody answers."""
     async with admin_at(address, afresh=True) as admin:

@@ -1,8 +1,10 @@
-"""What a leader does beside consensus, once a second: keeps the membership up to date, measures followers' lag."""
+"""What a leader does beside consensus, when it takes over and once a second: keeps the membership up to date,
+measures followers' lag."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,6 +35,8 @@ class Leadership:
         self._meter = LagMeter()
         self._transactions = 0
         self._bytes = 0
+        self._took_over = asyncio.Event()
+        driver.on_ready.append(self._took_over.set)
         driver.on_applied.append(self._applied)
         driver.on_role.append(self._role)
 
@@ -59,7 +63,9 @@ class Leadership:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(TEND_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._took_over.wait(), TEND_SECONDS)
+            self._took_over.clear()
             if self._driver.role is Role.LEADER:
                 self._observer.lags(
                     {peer.node_id: self.lag(peer.match_index) for peer in self._driver.status().peers}

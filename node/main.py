@@ -109,6 +109,13 @@ def _run(
         int, typer.Option(help="With less room on the disk, no new writes; 0: 256 MiB or 2 %, a tenth at most.")
     ] = 0,
     join_seconds: Annotated[float, typer.Option(help="With --join: how long it asks before it gives up.")] = 60.0,
+    rejoin: Annotated[
+        bool,
+        typer.Option(
+            "--rejoin", help="An empty --dir whose place is taken or gone joins; a removed one is refused."
+        ),
+    ] = False,
+    max_blob_bytes: Annotated[int, typer.Option(help="Largest blob; 0: as large as there is room for.")] = 0,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
@@ -144,6 +151,8 @@ def _run(
         snapshot_mib_per_second * MIB,
         disk_reserve_bytes,
         join_seconds,
+        rejoin,
+        max_blob_bytes,
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

@@ -151,6 +151,7 @@ class Node:
         limits = SessionLimits(
             max_record_bytes=options.max_record_bytes,
             max_transaction_bytes=options.max_transaction_bytes,
+            max_blob_bytes=options.max_blob_bytes,
             lease_ms=options.lease_ms,
         )
         disk = self.disk = DiskWatcher(
@@ -237,9 +238,11 @@ class Node:
         peers.serve_snapshot = SnapshotService(self._snapshots, self._snapshot_damaged).serve
 
     async def _checkpoint(self, path: Path) -> Checkpointed:
-        """The bulk is written in a thread; what came meanwhile, and the links, take the loop little time."""
+        """All that is to be written is, in a thread: the links are left, and take the loop little time."""
         await self.driver.flush()
-        made = self.driver.engine.checkpoint(path)
+        with self.driver.applying_nothing():
+            await self.driver.flush()  # what came during the first one
+            made = self.driver.engine.checkpoint(path)
         return replace(made, membership=made.membership or self._founded.encode())
 
     def _source(self, node_id: int, address: str) -> GrpcSource:

@@ -28,11 +28,14 @@ class NodeOptions:
     `join`: host:port of members of a running cluster that an empty directory is to become a member of; then
     `node_id` is 0, for the cluster gives the id, and `learner` keeps it from asking for a vote. `standby`: it
     waits until it is added instead. `alone`: an empty directory becomes a cluster of one.
+    `rejoin`: an empty directory whose place among `members` another one had, or which was removed, joins anew
+    instead of founding; one that was removed is refused. For those who start nodes and cannot look, as Kubernetes.
     `join_seconds`: how long it asks to be let in before it gives up.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
     `metrics`: host:port of the Prometheus page; empty: none.
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
+    `max_blob_bytes`: of one blob; 0: as many as there is room for.
     `log_keep_bytes`, `log_keep_seconds`: how much of the log, and how old, is kept for members that were away.
     `snapshot_bytes_per_second`: how fast a snapshot is sent at most.
     `disk_reserve_bytes`: with less room on the disk a leader takes no new writes; 0: `disk_space.default_reserve`.
@@ -61,6 +64,8 @@ class NodeOptions:
     snapshot_bytes_per_second: int = 64 * MIB
     disk_reserve_bytes: int = 0
     join_seconds: float = 60.0
+    rejoin: bool = False
+    max_blob_bytes: int = 0
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -77,6 +82,8 @@ class NodeOptions:
             raise OptionError(f"{self.advertised}: others need an address to dial; name it with --advertise")
         if self.alone and self.advertised and split_address(self.advertised)[1] == 0:
             raise OptionError("port 0 cannot be dialled: name one with --listen or --advertise")
+        if self.rejoin and not (self.members or self.join):
+            raise OptionError("--rejoin is for --member and --join")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
         for address in self.join:
@@ -104,6 +111,7 @@ class NodeOptions:
         _bounds("--election-ticks", self.election_ticks, 3, 1000)
         _bounds("--max-record-bytes", self.max_record_bytes, 1, LARGEST_TRANSACTION)
         _bounds("--max-transaction-bytes", self.max_transaction_bytes, 1, LARGEST_TRANSACTION)
+        _bounds("--max-blob-bytes", self.max_blob_bytes, 0, (1 << 63) - 1)
         _bounds("--lease-ms", self.lease_ms, 1, 86_400_000)
         _bounds("--log-keep-bytes", self.log_keep_bytes, 0, 1 << 62)
         _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)
@@ -115,6 +123,11 @@ class NodeOptions:
             raise OptionError(f"--log-format {self.log_format!r} is not one of {', '.join(LOG_FORMATS)}")
         if self.log_level not in LOG_LEVELS:
             raise OptionError(f"--log-level {self.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Addresses of members that can be asked: of those that it joins, or is founded with."""
+        return tuple(self.join) or tuple(self.members[each] for each in self.members if each != self.node_id)
 
     @property
     def listen_address(self) -> str:

@@ -19,6 +19,8 @@ OBJECT_BYTES = 200
 #: A part must bring something: this many are enough for the largest transaction there can be.
 MOST_PARTS = 4096
 MOST_CHECKS = 1_000_000
+#: Blobs that a vote looks for; applying looks for all.
+MOST_BLOBS = 256
 _SHARDS = 16
 #: Transactions under way at once in one session, given up ones included.
 MOST_GATHERINGS = 64
@@ -69,6 +71,7 @@ class Parts:
         "_going_on_size",
         "_max_record_bytes",
         "_restored",
+        "blobs",
         "checked",
         "identity",
         "size",
@@ -82,6 +85,7 @@ class Parts:
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
         self._restored = b""  # oid of a record that only a restore may have
+        self.blobs: list[pb.NewRecord] = []  # oids and blobs of the first records that have such
         self.written = Serials()
         self.checked = Serials()
         self.size = 0
@@ -119,6 +123,8 @@ class Parts:
         if self._going_on and not transaction.records:
             return failure(pb.INVALID, "the record before goes on, but not here", self._going_on)
         for record in transaction.records:
+            if record.HasField("blob") and len(self.blobs) < MOST_BLOBS:
+                self.blobs.append(pb.NewRecord(oid=record.oid, blob=record.blob))
             if self._going_on:
                 problem = self._go_on(record)
                 if problem is not None:

@@ -22,7 +22,9 @@ from raftstorage.node.failures import (
     failed,
     is_final,
     lost,
+    no_upload,
     not_leader,
+    outcome_event,
     stale,
 )
 from raftstorage.node.oids import OidBlocks, Reply
@@ -196,7 +198,7 @@ class Coordinator:
             self._flying_weight -= flight.work.weight
             freed += self._reservations.release(flight.work)
             for reply in flight.replies:  # an event each: the id that goes into it differs
-                reply(self._outcome(flight.work, outcome) if ours else lost())
+                reply(outcome_event(flight.work.tid, outcome, self._engine) if ours else lost())
         if not self._flying:
             self._last_assigned = self._engine.last_tid
         self._retry(freed, now)
@@ -267,6 +269,9 @@ class Coordinator:
 
     def _decide(self, work: Work, now: float) -> bool:
         """True when it has to wait."""
+        if work.vote and (missing := self._engine.missing_upload(work.blobs)) is not None:
+            work.reply(no_upload(missing))
+            return False
         if work.tid:
             if work.vote and work.tid <= self._last_assigned:
                 work.reply(stale(work.tid, self._last_assigned))
@@ -344,15 +349,6 @@ class Coordinator:
         command.fragments = len(parts)
         entries = [*parts.commands(tid), pb.Command(commit=command).SerializeToString()]
         return self._propose_many(entries) + len(parts)
-
-    def _outcome(self, work: Work, outcome: Applied) -> pb.Event:
-        if outcome.tid is not None:
-            return pb.Event(committed=pb.Committed(tid=outcome.tid))
-        if outcome.conflicts:
-            return pb.Event(failure=conflict_failure(outcome.conflicts[0], self._engine))
-        if work.tid and work.tid <= self._engine.last_tid:
-            return stale(work.tid, self._engine.last_tid)
-        return failed(pb.INVALID, outcome.refused or "refused")
 
     def _drop(self, identity: bytes, answer: bool = True) -> list[bytes]:
         """Forgets a vote or what waits; returns the oids whose waiters can be looked at again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from raftstorage.node.raft.types import ReadState
 
@@ -17,6 +17,17 @@ SWEEP = 1024
 
 class LeadershipLost(Exception):
     """No leader confirmed the read in time, or this node is stopping: nothing is known, ask again."""
+
+
+async def in_time(waiter: Waiter, timeout: float, leader: Callable[[], int]) -> None:  # noqa: ASYNC109
+    """Waits up to `timeout` seconds. TimeoutError; LeadershipLost when no leader is known then either."""
+    try:
+        async with asyncio.timeout(timeout):
+            await waiter
+    except TimeoutError:
+        if leader() == 0:
+            raise LeadershipLost(f"no leader is known after {timeout:g} s") from None
+        raise
 
 
 class ReadWaiters:

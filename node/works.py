@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from raftstorage.node.examination import Examination
@@ -90,6 +90,11 @@ class Work:
         if self.tid:
             return ()
         return self.parts.written if self.parts is not None else [each.oid for each in self.transaction.records]
+
+    @property
+    def blobs(self) -> Sequence[pb.NewRecord]:
+        """Records, those with blobs among them; of very many not all."""
+        return self.parts.blobs if self.parts is not None else self.transaction.records
 
     @property
     def wide(self) -> bool:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ _SYNC_BYTES = 4096
 _BEGIN = "<!-- raftstorage bench: begin -->"
 _END = "<!-- raftstorage bench: end -->"
 CLIENTS = (1, 4, 8)
+#: What is measured, with any number of clients.
+JOBS = (
+    ("commit 1 object", Job(1, 0, 0.0)),
+    ("commit 100 objects", Job(100, 0, 0.0)),
+    ("cold load", Job(0, 0, 0.0)),
+    ("blob MB written", Job(0, 0, 0.0, "write")),
+    ("blob MB read", Job(0, 0, 0.0, "read")),
+)
 
 
 @dataclass
@@ -112,28 +120,25 @@ def run(
         raise CommandError("raftstorage bench compares with ZEO: pip install ZEO", 2) from None
     if not clients or not all(1 <= number <= CLIENTS_MAX for number in clients):
         raise CommandError(f"a bench has 1 to {CLIENTS_MAX} clients", 2)
-    jobs = [("commit 1 object", 1), ("commit 100 objects", 100), ("cold load", 0)]
-    result = Result(seconds, rounds, [Row(name, n) for name, _ in jobs for n in clients], [], os.getloadavg()[0])
+    jobs = [(name, replace(job, clients=n, seconds=seconds)) for name, job in JOBS for n in clients]
+    result = Result(seconds, rounds, [Row(name, job.clients) for name, job in jobs], [], os.getloadavg()[0])
     with contextlib.ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raftstorage-bench-", dir=directory)))
         say("starting three storage nodes and a ZEO server")
         cluster = stack.enter_context(LocalCluster(3, base / "cluster"))
-        ours = Target("raftstorage", cluster.addresses)
-        theirs = Target("zeo", stack.enter_context(_zeo_server(base)))
+        ours = Target("raftstorage", cluster.addresses, base)
+        theirs = Target("zeo", stack.enter_context(_zeo_server(base)), base)
         for target in (ours, theirs):
             populate(target)
         for number in range(rounds):
             result.syncs += sync_latencies(base)
-            rows = iter(result.rows)
-            for _, objects in jobs:
-                for count in clients:
-                    row, job = next(rows), Job(objects, count, seconds)
-                    row.raftstorage.append(measure(ours, job))
-                    row.zeo.append(measure(theirs, job))
-                    say(
-                        f"round {number + 1} of {rounds}: {row.name}, {count} clients: "
-                        f"{row.raftstorage[-1]:.0f}/s, ZEO {row.zeo[-1]:.0f}/s"
-                    )
+            for row, (_, job) in zip(result.rows, jobs, strict=True):
+                row.raftstorage.append(measure(ours, job))
+                row.zeo.append(measure(theirs, job))
+                say(
+                    f"round {number + 1} of {rounds}: {row.name}, {row.clients} clients: "
+                    f"{row.raftstorage[-1]:.0f}/s, ZEO {row.zeo[-1]:.0f}/s"
+                )
     return result
 
 
@@ -155,12 +160,26 @@ def sync_latencies(directory: Path, count: int = _SYNCS) -> list[float]:
     return latencies
 
 
+_ZEO = """\
+<zeo>
+  address {address}
+  pid-filename {directory}/pid
+</zeo>
+<filestorage 1>
+  path {directory}/Data.fs
+  blob-dir {directory}/blobs
+</filestorage>
+"""
+
+
 @contextlib.contextmanager
 def _zeo_server(base: Path) -> Iterator[str]:
-    """ZEO over a FileStorage in `base`; its address."""
+    """ZEO over a FileStorage with blobs in `base`; its address."""
     directory = base / "zeo"
     directory.mkdir()
     address = f"127.0.0.1:{free_ports(1)[0]}"
+    configuration = directory / "zeo.conf"
+    configuration.write_text(_ZEO.format(address=address, directory=directory))
     with (directory / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -168,7 +187,7 @@ def _zeo_server(base: Path) -> Iterator[str]:
                 "-m",
                 "raftstorage.ops.child",
                 "ZEO.runzeo",
-                *("-a", address, "-f", str(directory / "Data.fs"), "--pid-file", str(directory / "pid")),
+                *("-C", str(configuration)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

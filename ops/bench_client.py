@@ -10,14 +10,17 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import transaction
+from raftstorage.ops import bench_blobs
 from raftstorage.ops.bench_objects import Thing
 from raftstorage.ops.errors import CommandError
 
@@ -30,24 +33,27 @@ _START_TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A database to measure: `raftstorage` with addresses, or `zeo` with one address."""
+    """A database to measure: `raftstorage` with addresses, or `zeo` with one address. `directory`: for what
+    clients keep of its blobs, on its disk."""
 
     kind: str
     address: str
+    directory: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What each of `clients` processes does for `seconds`: commit `objects` changed objects again and again, or,
-    with objects 0, load objects that it has never seen."""
+    with objects 0, load objects that it has never seen; or `write` or `read` blobs, counted in megabytes."""
 
     objects: int
     clients: int
     seconds: float
+    blobs: Literal["", "write", "read"] = ""
 
 
 @contextlib.contextmanager
-def open_database(target: Target) -> Iterator[Any]:
+def open_database(target: Target, blob_dir: str | None = None) -> Iterator[Any]:
     """A ZODB.DB on `target`."""
     import ZODB
 
@@ -56,11 +62,11 @@ def open_database(target: Target) -> Iterator[Any]:
         from ZEO.ClientStorage import ClientStorage as ZeoStorage
 
         host, _, port = target.address.rpartition(":")
-        storage = ZeoStorage((host, int(port)), wait=True, wait_timeout=30)
+        storage = ZeoStorage((host, int(port)), wait=True, wait_timeout=30, blob_dir=blob_dir)
     else:
         from raftstorage.client import ClientStorage
 
-        storage = ClientStorage(target.address)
+        storage = ClientStorage(target.address, blob_dir=blob_dir)
     with contextlib.closing(ZODB.DB(storage, cache_size=4 * OBJECTS_TO_LOAD)) as db:
         yield db
 
@@ -84,6 +90,8 @@ def populate(target: Target) -> None:
                 connection.root()[f"load-{len(oids)}"] = things
         with db.transaction() as connection:
             connection.root()["oids"] = oids
+    with tempfile.TemporaryDirectory(dir=target.directory) as blob_dir, open_database(target, blob_dir) as db:
+        bench_blobs.populate(db)
 
 
 def measure(target: Target, job: Job) -> float:
@@ -125,16 +133,31 @@ def _client(
 ) -> None:
     """A client process: (how many, first second, last second, error) goes to `results`."""
     try:
-        with open_database(target) as db:
-            work = _load if job.objects == 0 else _commit
+        with contextlib.ExitStack() as stack:
+            blob_dir = None
+            if job.blobs:
+                blob_dir = stack.enter_context(tempfile.TemporaryDirectory(dir=target.directory))
+            db = stack.enter_context(open_database(target, blob_dir))
             manager = transaction.TransactionManager(explicit=True)
             manager.begin()
-            with contextlib.closing(db.open(manager)) as connection:
-                done = work(connection, job, number, barrier)
+            connection = stack.enter_context(contextlib.closing(db.open(manager)))
+            if blob_dir is None:
+                done = (_load if job.objects == 0 else _commit)(connection, job, number, barrier)
+            else:
+                done = _blobs(connection, Path(blob_dir), job, number, barrier)
         results.put((*done, ""))
     except Exception as error:
         barrier.abort()
         results.put((0, 0.0, 0.0, traceback.format_exception_only(error)[-1].strip()))
+
+
+def _blobs(connection: Any, directory: Path, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:
+    def start() -> None:
+        barrier.wait(_START_TIMEOUT)
+
+    if job.blobs == "write":
+        return bench_blobs.write(connection, job.seconds, start)
+    return bench_blobs.read(connection, directory, job.seconds, number, start)
 
 
 def _commit(connection: Any, job: Job, number: int, barrier: Barrier) -> tuple[int, float, float]:

@@ -16,6 +16,7 @@ from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.diagnosis import diagnose, show_findings
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.member_cli import member_app, transfer_leader
+from raftstorage.ops.transfer_cli import export, import_
 from rich.console import Console
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ app.add_typer(drill_app, name="drill")
 
 app.add_typer(member_app, name="member")
 app.command("transfer-leader")(transfer_leader)
+app.command("import")(import_)
+app.command("export")(export)
 
 _DEFAULT = status_module.DEFAULT_ADDRESSES
 
@@ -131,36 +134,6 @@ def status(
         raise typer.Exit(1)
 
 
-@app.command("import")
-@guard
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="A FileStorage file.")],
-    to: Annotated[str, typer.Option("--to", help="The nodes, host:port,host:port,...")] = _DEFAULT,
-    wait_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the cluster.")] = 30.0,
-) -> None:
-    """Copy a Data.fs into an empty cluster: every transaction, with its tid and metadata."""
-    from raftstorage.ops import transfer
-
-    status_module.split_addresses(to)
-    totals = transfer.import_file(file, to, Console(stderr=True), wait_timeout)
-    typer.echo(f"imported and compared: {totals.transactions} transactions, {totals.records} records")
-
-
-@app.command("export")
-@guard
-def export(
-    file: Annotated[Path, typer.Argument(metavar="DATA.FS", help="The file to make.")],
-    from_: Annotated[str, typer.Option("--from", help="The nodes, host:port,host:port,...")] = _DEFAULT,
-    wait_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the cluster.")] = 30.0,
-) -> None:
-    """Copy a cluster's database, as of now, into a new Data.fs."""
-    from raftstorage.ops import transfer
-
-    status_module.split_addresses(from_)
-    totals = transfer.export_file(file, from_, Console(stderr=True), wait_timeout)
-    typer.echo(f"exported and compared: {totals.transactions} transactions, {totals.records} records")
-
-
 @drill_app.command("kill-leader")
 @guard
 def drill_kill_leader(
@@ -251,7 +224,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table into this file.")] = None,
 ) -> None:
-    """Measure commits and cold loads, side by side with ZEO on this machine."""
+    """Measure commits, cold loads and blobs, side by side with ZEO on this machine."""
     from raftstorage.ops import bench as bench_module
 
     progress = Console(stderr=True, soft_wrap=True)

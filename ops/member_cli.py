@@ -61,6 +61,20 @@ def remove(
 
 @member_app.command()
 @guard
+def leave(
+    leaving: Annotated[list[str], typer.Argument(metavar="HOST:PORT...", help="Where nodes are that are to go.")],
+    addresses: _Addresses = DEFAULT_ADDRESSES,
+    as_json: _Json = False,
+    timeout: _Timeout = 300.0,
+) -> None:
+    """Take the nodes at these addresses out of the cluster. For scripts: who is no member is no error."""
+    for address in leaving:
+        split_addresses(address)
+    _show(members.leave(split_addresses(addresses), timeout, leaving), as_json)
+
+
+@member_app.command()
+@guard
 def promote(
     node: _NodeId, addresses: _Addresses = DEFAULT_ADDRESSES, as_json: _Json = False, timeout: _Timeout = 60.0
 ) -> None:

@@ -73,6 +73,31 @@ def change(addresses: Sequence[str], timeout: float, **wanted: Any) -> pb.Member
     return reply
 
 
+def leave(addresses: Sequence[str], timeout: float, leaving: Sequence[str]) -> pb.MembersReply:
+    """Takes the nodes at `leaving` (host:port) out of the cluster, but for who is no member; the membership then.
+
+    A change that is refused is asked for again until `timeout` seconds are over: a leader that has just begun, or
+    another change, may be in its way. CommandError.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        left = max(POLL_SECONDS, deadline - time.monotonic())
+        try:
+            reply = members(addresses, left)
+            node = next((each.node_id for each in reply.members if each.address in leaving), 0)
+            if not node and not reply.joint:
+                return reply
+            if node:
+                change(addresses, left, remove=node)
+                continue
+        except CommandError:
+            if time.monotonic() + POLL_SECONDS > deadline:
+                raise
+        if time.monotonic() > deadline:
+            raise CommandError("a change of voters is still under way")
+        time.sleep(POLL_SECONDS)  # what is in the way has no event to tell an operator
+
+
 def transfer(addresses: Sequence[str], timeout: float, to_node: int) -> int:
     """Hands leadership over; the new leader's id."""
     request = pb.TransferLeaderRequest(to_node=to_node)

@@ -159,20 +159,22 @@ class Event(_message.Message):
     def __init__(self, id: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., invalidations: _Optional[_Union[Invalidations, _Mapping]] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., record: _Optional[_Union[Record, _Mapping]] = ..., history: _Optional[_Union[HistoryReply, _Mapping]] = ..., vote: _Optional[_Union[VoteReply, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., aborted: _Optional[_Union[Aborted, _Mapping]] = ..., oids: _Optional[_Union[OidRange, _Mapping]] = ..., read_point: _Optional[_Union[ReadPoint, _Mapping]] = ..., transactions: _Optional[_Union[Transactions, _Mapping]] = ..., size: _Optional[_Union[SizeReply, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., current: _Optional[_Union[CurrentPage, _Mapping]] = ..., heads: _Optional[_Union[TransactionHeads, _Mapping]] = ..., pack: _Optional[_Union[PackState, _Mapping]] = ..., blob_stored: _Optional[_Union[BlobStored, _Mapping]] = ..., blob_data: _Optional[_Union[BlobData, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only", "min_protocol_version")
+    __slots__ = ("protocol_version", "client_id", "cluster_id", "after_tid", "read_only", "min_protocol_version", "takes_pages")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_TID_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TAKES_PAGES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     client_id: str
     cluster_id: str
     after_tid: bytes
     read_only: bool
     min_protocol_version: int
-    def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ..., min_protocol_version: _Optional[int] = ...) -> None: ...
+    takes_pages: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ..., min_protocol_version: _Optional[int] = ..., takes_pages: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms", "min_protocol_version", "level")
@@ -229,12 +231,14 @@ class Invalidations(_message.Message):
     def __init__(self, transactions: _Optional[_Iterable[_Union[Invalidation, _Mapping]]] = ...) -> None: ...
 
 class Invalidation(_message.Message):
-    __slots__ = ("tid", "oids")
+    __slots__ = ("tid", "oids", "more")
     TID_FIELD_NUMBER: _ClassVar[int]
     OIDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     tid: bytes
     oids: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, tid: _Optional[bytes] = ..., oids: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    more: bool
+    def __init__(self, tid: _Optional[bytes] = ..., oids: _Optional[_Iterable[bytes]] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("code", "reason", "message", "oid", "serial", "expected_serial", "leader", "data", "retry_after_ms")

@@ -7,6 +7,7 @@ for a guessed time: `wait_for` polls a condition up to a deadline and says what 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shutil
 import tempfile
@@ -30,18 +31,23 @@ DEADLINE = 60.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("raftstorage")
     group.addoption("--seed", type=int, default=None, help="seed of randomized tests (default: random, printed)")
+    group.addoption("--thorough", action="store_true", help="with what takes too long for CI")
     group.addoption("--growth-rounds", type=int, default=1, help="1 -> 3 -> 5 -> 3 -> 1 so often (default: once)")
+    group.addoption("--blob-megabytes", type=int, default=256, help="size of a large blob (default: 256)")
     group.addoption("--cold-restarts", type=int, default=10, help="full-cluster cold restarts (default: 10)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the soak tests out unless `-m` speaks of them."""
-    if "soak" in config.option.markexpr:
-        return
-    soak = [item for item in items if item.get_closest_marker("soak")]
-    if soak:
-        config.hook.pytest_deselected(items=soak)
-        items[:] = [item for item in items if item not in soak]
+    """Leaves the soak tests out unless `-m` speaks of them, and the thorough ones unless asked for."""
+    left_out = set()
+    if "soak" not in config.option.markexpr:
+        left_out.add("soak")
+    if not config.option.thorough:
+        left_out.add("thorough")
+    marked = [item for item in items if left_out & {mark.name for mark in item.iter_markers()}]
+    if marked:
+        config.hook.pytest_deselected(items=marked)
+        items[:] = [item for item in items if item not in marked]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -109,6 +115,12 @@ def _disk_directory() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
+@pytest.fixture(scope="session")
+def make_disk_directory() -> Callable[[], contextlib.AbstractContextManager[Path]]:
+    """`with make_disk_directory() as directory`: for what outlives a test."""
+    return _disk_directory
+
+
 @pytest.fixture
 def disk_directory() -> Iterator[Path]:
     """An empty directory on a disk."""
@@ -125,9 +137,10 @@ def start_cluster(disk_directory: Path) -> Iterator[Callable[..., LocalCluster]]
     from raftstorage.ops.local import LocalCluster
 
     with contextlib.ExitStack() as stack:
+        names = itertools.chain(["cluster"], (f"cluster-{number}" for number in itertools.count(2)))
 
         def start(nodes: int = 3, kind: type[LocalCluster] = LocalCluster, **options: Any) -> LocalCluster:
-            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / "cluster", **options))
+            cluster = stack.enter_context(kind(nodes=nodes, directory=disk_directory / next(names), **options))
             stack.callback(_end, cluster)
             return cluster
 
@@ -147,6 +160,12 @@ def _end(cluster: LocalCluster) -> None:
             pytest.fail(
                 f"node {cluster.node_id(i)} logged an unexpected error:\n{log[max(0, at - 2000) : at + 4000]}"
             )
+
+
+@pytest.fixture(scope="session")
+def end_cluster() -> Callable[[LocalCluster], None]:
+    """Kills all nodes of a cluster and looks for faults in their logs."""
+    return _end
 
 
 @pytest.fixture

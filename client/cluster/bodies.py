@@ -11,6 +11,8 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: A record or a check beside its data in a serialized Transaction, at most.
 HEAD_BYTES = 48
+#: More for a record that has a blob.
+BLOB_BYTES = 48
 
 
 class Record(NamedTuple):
@@ -21,6 +23,12 @@ class Record(NamedTuple):
     data: bytes = b""
     no_data: bool = False
     data_tid: bytes = b""
+    blob: pb.Blob | None = None
+
+    @property
+    def head_bytes(self) -> int:
+        """Beside its data, at most."""
+        return HEAD_BYTES if self.blob is None else HEAD_BYTES + BLOB_BYTES
 
     def add_to(self, transaction: pb.Transaction) -> None:
         transaction.records.add(
@@ -29,6 +37,7 @@ class Record(NamedTuple):
             data=self.data,
             no_data=self.no_data,
             data_tid=self.data_tid,
+            blob=self.blob,
         )
 
 
@@ -49,7 +58,10 @@ class _Piece(NamedTuple):
             return
         (whole,) = self.records
         data = memoryview(whole.data)[self.begin : self.end]
-        part = transaction.records.add(oid=whole.oid, data=bytes(data), more=self.end < len(whole.data))
+        last = self.end == len(whole.data)
+        part = transaction.records.add(
+            oid=whole.oid, data=bytes(data), more=not last, blob=whole.blob if last else None
+        )
         if not self.begin:
             part.base_serial, part.data_tid = whole.base_serial, whole.data_tid
 
@@ -108,12 +120,13 @@ def make_body(
     """`head` has neither records nor checks, and is changed. `records` and `checks` (serials) are by oid.
 
     `in_parts`: the cluster takes parts. Then a body above `part_bytes` is a LargeBody, with no part above that;
-    0: PART_BYTES, which is the most that a node takes, and more than HEAD_BYTES is needed.
+    0: PART_BYTES, which is the most that a node takes, and more than HEAD_BYTES and BLOB_BYTES is needed.
     """
     part_bytes = part_bytes or PART_BYTES
     if in_parts:
         size = head.ByteSize() + sum(len(record.data) for record in records.values())
-        if size + HEAD_BYTES * (len(records) + len(checks)) > part_bytes:
+        heads = sum(record.head_bytes for record in records.values()) + HEAD_BYTES * len(checks)
+        if size + heads > part_bytes:
             pieces, sizes = _split(list(records.values()), checks, part_bytes)
             return LargeBody(head.SerializeToString(), Parts(pieces, sizes), size)
     for record in records.values():
@@ -137,15 +150,16 @@ def _split(
     begin = 0
     size = 0
     for position, record in enumerate(records):
-        weight = len(record.data) + HEAD_BYTES
+        weight = len(record.data) + record.head_bytes
         if position > begin and (size + weight > part_bytes or position - begin == PART_OBJECTS):
             put(_Piece(records[begin:position]), size)
             begin, size = position, 0
         size += weight
         if size > part_bytes:  # it begins a part, and is too large for it
-            for start in range(0, len(record.data), part_bytes - HEAD_BYTES):
-                end = min(len(record.data), start + part_bytes - HEAD_BYTES)
-                put(_Piece([record], begin=start, end=end), end - start + HEAD_BYTES)
+            chunk = part_bytes - record.head_bytes
+            for start in range(0, len(record.data), chunk):
+                end = min(len(record.data), start + chunk)
+                put(_Piece([record], begin=start, end=end), end - start + record.head_bytes)
             begin, size = position + 1, 0
     if begin < len(records):
         put(_Piece(records[begin:]), size)

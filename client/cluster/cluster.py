@@ -11,7 +11,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Set
 
 from prometheus_client import CollectorRegistry
 from raftstorage.proto import PARTS_LEVEL
@@ -20,17 +20,23 @@ from raftstorage.proto import storage_pb2 as pb
 from .addresses import parse_addresses
 from .bodies import Body
 from .connection import dial
+from .downloads import Sink
 from .embedded import Embedded, embedded_directory
-from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, RequestRefused
+from .errors import ClientDisconnected, CommitOutcomeUnknown, EmbeddedError, NotResumed, RequestRefused
 from .feed import Feed
-from .loop import Waiter, in_loop_thread, run_in_loop, shared_loop
+from .loop import Arrival, Waiter, in_loop_thread, run_in_loop, shared_loop
 from .metrics import Metrics
-from .policy import Z64, Call, Flow
+from .piping import Pipe
+from .policy import Z64, Call, Flow, Signal
 from .replicas import Replicas, Surroundings
+from .runner import Running
+from .uploads import Source
 
 log = logging.getLogger(__name__)
 
 QUORUM_SECONDS = 5.0  # how long an opening client waits for a leader before it makes do with what it reached
+CATCH_UP_SECONDS = 5.0  # how long a replica may take to apply what it has before we do without it
+LEVEL_SECONDS = 5.0  # how long members may take to tell each other what they know
 DELIVERY_SECONDS = 60.0  # how long changes that were accepted may take to be delivered
 
 
@@ -87,10 +93,19 @@ class Cluster:
         """Whether large transactions may be sent in parts."""
         return self.limits.level >= PARTS_LEVEL
 
+    def reaches(self, level: int) -> bool:
+        """Whether all members know that feature level. That of a new cluster is waited for."""
+        return self.limits.level >= level or (
+            self._run("level", self._replicas.level(level, LEVEL_SECONDS))[0].leader.level >= level
+        )
+
     # ---- life ------------------------------------------------------------------------------------------
 
-    def open(self, *, patience: float) -> None:
+    def open(self, *, patience: float, since: bytes | None = None) -> None:
         """Connects; returns when the snapshot to start from is known.
+
+        `since`: the feed delivers all that was changed after this tid first (else: what is changed from now on);
+        NotResumed when nobody in reach has come so far.
 
         That is what a quorum has committed (ReadIndex), so that commits acknowledged to anyone before are seen.
         Without a quorum, after a short wait: what the most advanced replica in reach has. ClientDisconnected when
@@ -101,6 +116,9 @@ class Cluster:
             if self._embedded is not None:
                 self._embedded.open(create=not self._read_only)
             deadline = time.monotonic() + patience
+            if since is not None:
+                run_in_loop(lambda: self._replicas.resume(since))
+                self.feed.start(since, self._name)
             run_in_loop(self._replicas.start)
             while True:
                 self._news.clear()
@@ -117,7 +135,13 @@ class Cluster:
             except ClientDisconnected:
                 log.warning("no leader answered: starting from what the replicas in reach have applied")
                 tid = Z64
-            self.feed.start(run_in_loop(lambda: self._replicas.begin(tid)), self._name)
+            if since is None:
+                self.feed.start(run_in_loop(lambda: self._replicas.begin(tid)), self._name)
+            else:
+                newest = max(tid, run_in_loop(self._replicas.applied))
+                if newest < since:
+                    raise NotResumed(f"no replica in reach has come to {since.hex()}")
+                self.feed.wait_for(newest, DELIVERY_SECONDS)
         except BaseException:
             self.close()
             raise
@@ -140,19 +164,67 @@ class Cluster:
         """Drives a flow to its end: its answer, and the address it came from. Failures raise RequestRefused."""
         if in_loop_thread():
             raise RuntimeError("a storage must not be used in the client's loop thread")
-        waiter: Waiter[tuple[pb.Event, str]] = Waiter()
         begun = time.perf_counter()
-        self._loop.call_soon_threadsafe(self._replicas.launch, flow, waiter)
-        event, address = waiter.wait(None)  # every flow has a deadline
+        event, address = self.start(flow).wait(None)  # every flow has a deadline
         self.metrics.observe(name, time.perf_counter() - begun)
         if event.HasField("failure"):
             raise RequestRefused(event.failure)
         return event, address
 
-    def read(self, call: Call, at_least: bytes = Z64, timeout: float | None = None) -> pb.Event:
-        """A call that any replica answers which has applied `at_least`."""
-        flow = self._replicas.read(call, at_least, self.wait_timeout if timeout is None else timeout)
-        return self._run(call.kind, flow)[0]
+    def start(self, flow: Flow) -> Waiter[tuple[pb.Event, str]]:
+        """Begins to drive a flow. Its answer may be a failure."""
+        waiter: Waiter[tuple[pb.Event, str]] = Waiter()
+        self._loop.call_soon_threadsafe(self._replicas.launch, flow, waiter)
+        return waiter
+
+    def run_piped(self, name: str, flow: Flow, pipe: Pipe) -> pb.Event:
+        """As `_run`, for a flow with a file at its end: this thread reads or writes it. OSError ends the flow."""
+        if in_loop_thread():
+            raise RuntimeError("a storage must not be used in the client's loop thread")
+        ending = _Ending(pipe)
+        running: list[Running | None] = []
+        begun = time.perf_counter()
+        self._loop.call_soon_threadsafe(lambda: running.append(self._replicas.launch(flow, ending)))
+
+        def tell() -> None:
+            (flowing,) = running
+            if flowing is not None:
+                flowing.tell(Signal.CHANGED)
+
+        def give_up(error: BaseException) -> None:
+            (flowing,) = running
+            if flowing is not None:
+                flowing.fail(error)
+
+        try:
+            pipe.work(lambda: self._loop.call_soon_threadsafe(tell))
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(give_up, error)
+            raise
+        event, _ = ending.wait(None)
+        self.metrics.observe(name, time.perf_counter() - begun)
+        if event.HasField("failure"):
+            raise RequestRefused(event.failure)
+        return event
+
+    def upload_flow(self, source: Source, upload_id: bytes, size: int) -> Flow:
+        return self._replicas.upload(source, upload_id, size, self.wait_timeout)
+
+    def download_flow(self, oid: bytes, serial: bytes, at_least: bytes, sink: Sink, passed_over: Set[str]) -> Flow:
+        return self._replicas.download(oid, serial, at_least, sink, passed_over, self.wait_timeout)
+
+    def read(
+        self, call: Call, at_least: bytes = Z64, timeout: float | None = None, *, leader_first: bool = False
+    ) -> pb.Event:
+        """A call that any replica answers which has applied `at_least`. `leader_first`: for what replicas may
+        answer differently, like their sizes."""
+        seconds = self.wait_timeout if timeout is None else timeout
+        return self._run(call.kind, self._replicas.read(call, at_least, seconds, leader_first=leader_first))[0]
+
+    def read_soon(self, call: Call, at_least: bytes, arrived: Callable[[pb.Event], object]) -> None:
+        """As `read`, without waiting: `arrived` gets the answer in the loop's thread, if one comes in time."""
+        flow = self._replicas.read(call, at_least, self.wait_timeout)
+        self._loop.call_soon_threadsafe(lambda: self._replicas.launch(flow, Arrival(arrived)))
 
     def read_point(self, timeout: float | None = None) -> bytes:
         """The newest tid that was committed before this call (ReadIndex). Changes up to it are accepted."""
@@ -160,6 +232,18 @@ class Cluster:
         seconds = self.wait_timeout if timeout is None else timeout
         flow = self._replicas.read(call, Z64, seconds, leader_first=True)
         return self._run(call.kind, flow)[0].read_point.last_tid
+
+    def catch_up(self, timeout: float = CATCH_UP_SECONDS) -> None:
+        """Waits until all replicas in reach have applied what is committed now, at most `timeout` seconds: for
+        changes that have no tid to wait for."""
+        deadline = time.monotonic() + timeout
+        addresses = run_in_loop(lambda: [replica.address for replica in self._replicas.book.connected()])
+        call = Call("read_barrier", pb.ReadBarrier())
+        for answer in [self.post(address, call) for address in addresses]:
+            try:
+                answer.wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                log.warning("%s: a replica is behind; it may show what is gone for a while", self._name)
 
     def lead(self, call: Call, timeout: float | None = None) -> tuple[pb.Event, str]:
         """A call for the leader that changes nothing lasting (Vote, AllocateOids): answer, and who answered."""
@@ -212,3 +296,21 @@ class Cluster:
             return leader.address if leader is not None and leader.connected else None
 
         return run_in_loop(find)
+
+
+class _Ending(Waiter[tuple[pb.Event, str]]):
+    """Closes the pipe with the flow's result."""
+
+    __slots__ = ("_pipe",)
+
+    def __init__(self, pipe: Pipe) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def set_result(self, result: tuple[pb.Event, str]) -> None:
+        super().set_result(result)
+        self._pipe.close()
+
+    def set_error(self, error: BaseException) -> None:
+        super().set_error(error)
+        self._pipe.close()

@@ -84,6 +84,8 @@ class Connection:
         #: Since the last welcome: the protocol version that is spoken, and the cluster's feature level then.
         self.protocol = 0
         self.level = 0
+        #: Oids of a transaction whose invalidations are not all there yet.
+        self.begun: list[bytes] = []
         self._owner = owner
         self._random = random
         self._pending: list[tuple[int, Call]] = []
@@ -223,6 +225,7 @@ class Connection:
 
     async def _handshake(self, stream: Stream) -> None:
         self._next_id += 1
+        self.begun = []
         hello = self._owner.hello()
         self.after_tid = hello.after_tid
         await stream.write(pb.RequestBatch(requests=[pb.Request(id=self._next_id, hello=hello)]))

@@ -52,6 +52,10 @@ class ProtocolMismatch(ClusterError):
     """A node speaks another version of the protocol."""
 
 
+class NotResumed(ClusterError):
+    """What a client kept of an earlier process is newer than all replicas in reach, or of another cluster."""
+
+
 class WrongCluster(ClusterError):
     """A node belongs to another cluster than the one this client has seen."""
 
@@ -74,6 +78,18 @@ class LeaseExpired(ClusterError, TransientError):  # type: ignore[misc]
 
 class RecordTooLarge(ClusterError):
     """A record or a transaction is over the cluster's limit (bytes)."""
+
+
+class UploadExpired(ClusterError, TransientError):  # type: ignore[misc]
+    """The cluster has forgotten what was uploaded for a blob. Nothing was changed; run the transaction again."""
+
+
+class BlobDamaged(ClusterError):
+    """No replica that could be asked gave a blob as it was stored."""
+
+
+class BlobDirectoryFull(ClusterError):
+    """The client's own disk has no room for a blob; nothing of it is left there."""
 
 
 class EmbeddedError(ClusterError):

@@ -32,6 +32,8 @@ class Feed:
         self.accepted = Z64
         self.last = Z64
         self.sink: Sink | None = None
+        #: Called for every change, before the sink, and for those of a transaction that is being finished here.
+        self.on_change: Sink = lambda tid, oids: None
         self._queue: deque[tuple[bytes, Sequence[bytes]]] = deque()
         self._moved = threading.Condition(self.lock)
         self._wake = threading.Event()
@@ -100,7 +102,7 @@ class Feed:
                 if not arrived:
                     raise ClientDisconnected("committed, but the changes before it did not arrive in time")
                 while self._queue and self._queue[0][0] <= tid:
-                    self._queue.popleft()
+                    self.on_change(*self._queue.popleft())
                 if not self._closed:
                     self.last = max(self.last, tid)
                 self._moved.notify_all()
@@ -130,9 +132,11 @@ class Feed:
             tid, oids = self._queue[0]
             if self._held(tid, oids):
                 break
-            if self.sink is not None and tid > self.last:
+            if tid > self.last:
                 try:
-                    self.sink(tid, oids)
+                    self.on_change(tid, oids)
+                    if self.sink is not None:
+                        self.sink(tid, oids)
                 except BaseException as error:
                     self._error = error
                     raise

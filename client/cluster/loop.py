@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
+
+from raftstorage.proto import storage_pb2 as pb
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 C = TypeVar("C", contravariant=True)
@@ -87,6 +92,26 @@ class Waiter(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+
+class Arrival:
+    """The result of a call that nobody waits for: `arrived` gets its answer; an error is told in the log."""
+
+    def __init__(self, arrived: Callable[[pb.Event], object]) -> None:
+        self._arrived = arrived
+        self.done = False
+
+    def set_result(self, result: tuple[pb.Event, str]) -> None:
+        self.done = True
+        event, _address = result
+        if event.HasField("failure"):
+            log.info("nobody waits for what was refused: %s", event.failure.message)
+        else:
+            self._arrived(event)
+
+    def set_error(self, error: BaseException) -> None:
+        self.done = True
+        log.info("nobody waits for what had no answer: %s", error)
 
 
 def run_in_loop(function: Callable[[], T]) -> T:

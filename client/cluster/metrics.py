@@ -5,11 +5,30 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from raftstorage.proto import storage_pb2 as pb
 
 BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+
+
+class CacheFigures(Protocol):
+    """Counts of a cache, as of now."""
+
+    @property
+    def entries(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def evictions(self) -> int: ...
 
 
 class _Families:
@@ -23,6 +42,7 @@ class _Families:
         self.refusals = counter("refusals", "Answers that put a call off: busy, storage_full.", "reason")
         self.failovers = counter("failovers", "Times that another leader took over.")
         self.disconnects = counter("disconnects", "Streams to replicas that were lost.")
+        self.blob_bytes = counter("blob_bytes", "Bytes of blobs: sent, received.", "direction")
         self.leader = Gauge(
             "raftstorage_client_leader", "Node id of the leader; 0: none known.", ("storage",), registry=registry
         )
@@ -33,6 +53,37 @@ class _Families:
             buckets=BUCKETS,
             registry=registry,
         )
+        self.cache = _CacheFigures()
+        registry.register(self.cache)
+
+
+class _CacheFigures(Collector):
+    """What the caches of storages hold, asked for when somebody looks."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, Callable[[], CacheFigures]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        gauges = {
+            name: GaugeMetricFamily(f"raftstorage_client_cache_{name}", text, labels=("storage",))
+            for name, text in (
+                ("entries", "Revisions in the cache."),
+                ("bytes", "Bytes of memory that they take."),
+            )
+        }
+        counters = {
+            name: CounterMetricFamily(f"raftstorage_client_cache_{name}", text, labels=("storage",))
+            for name, text in (
+                ("hits", "Loads that the cache answered."),
+                ("misses", "Loads that it did not."),
+                ("evictions", "Revisions that others took the place of."),
+            )
+        }
+        for storage, figures in list(self.figures.items()):
+            now = figures()
+            for name, family in (gauges | counters).items():
+                family.add_metric((storage,), getattr(now, name))
+        yield from (gauges | counters).values()
 
 
 _families: weakref.WeakKeyDictionary[CollectorRegistry, _Families] = weakref.WeakKeyDictionary()
@@ -61,9 +112,20 @@ class Metrics:
             pb.STORAGE_FULL: families.refusals.labels(storage, "storage_full"),
         }
 
+    def watch_cache(self, figures: Callable[[], CacheFigures] | None) -> None:
+        """What the cache of this storage does from now on; None: it has none any more."""
+        if figures is None:
+            self._families.cache.figures.pop(self._storage, None)
+        else:
+            self._families.cache.figures[self._storage] = figures
+
     def conflict(self, kind: str) -> None:
         """`kind`: write, read or resolved."""
         self._families.conflicts.labels(self._storage, kind).inc()
+
+    def blob_bytes(self, direction: str, count: int) -> None:
+        """`direction`: sent or received."""
+        self._families.blob_bytes.labels(self._storage, direction).inc(count)
 
     def observe(self, call: str, seconds: float) -> None:
         child = self._seconds.get(call)

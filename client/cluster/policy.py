@@ -315,7 +315,7 @@ def lead(
             asked_in = book.term
         if attempt and (leader := book.leader()) is not None and leader.address != holder:
             holder = ""
-        target = _leading(book, asked, holder)
+        target = leading(book, asked, holder)
         if target is None:
             asked.clear()
             pause = True
@@ -364,7 +364,7 @@ def lead(
             holder = ""
 
 
-def _leading(book: Book, asked: set[str], start_at: str) -> Replica | None:
+def leading(book: Book, asked: set[str], start_at: str = "") -> Replica | None:
     """Whom to ask as the leader: the one that voted, the one that is known to lead, then any other."""
     if start_at:
         voter = book.replicas.get(start_at)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ from . import policy
 from .addresses import parse_addresses
 from .bodies import Body
 from .connection import Connection, Dial, dial
+from .downloads import Sink, download
 from .errors import ClientDisconnected, ClusterError, ProtocolMismatch, WrongCluster
 from .feed import Feed
 from .loop import Result
 from .metrics import Metrics
-from .policy import Z64, Call, Flow, Signal
+from .policy import Z64, Call, Flow, Signal, Step
 from .runner import Running
+from .uploads import Source, upload
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,15 @@ class Replicas:
         self._started = True
         return self._feed.accepted
 
+    def resume(self, tid: bytes) -> None:
+        """Instead of `begin`, and before `start`: the feed goes on behind `tid`, where another process left it."""
+        self._feed.accepted = tid
+        self._started = True
+
+    def applied(self) -> bytes:
+        """The newest tid that a replica in reach has applied, as far as is known."""
+        return max((replica.applied for replica in self.book.connected()), default=Z64)
+
     def stop(self) -> list[Coroutine[Any, Any, None]]:
         """Fails what waits; what is returned must be awaited, and ends the streams. Again: nothing."""
         if self._closed:
@@ -144,6 +155,7 @@ class Replicas:
             cluster_id=self.cluster_id,
             after_tid=self._feed.accepted if self._started else b"",
             read_only=self._read_only,
+            takes_pages=True,
         )
 
     def up(self, connection: Connection, welcome: pb.Welcome) -> None:
@@ -190,12 +202,19 @@ class Replicas:
     def _invalidated(self, connection: Connection, news: pb.Invalidations) -> None:
         replica = connection.replica
         for one in news.transactions:
+            oids: Sequence[bytes] = one.oids
+            if one.more or connection.begun:
+                connection.begun += oids
+                if one.more:
+                    continue
+                oids, connection.begun = connection.begun, []
             replica.applied = max(replica.applied, one.tid)
             if self._started:
-                self._feed.accept(one.tid, one.oids)
+                self._feed.accept(one.tid, oids)
 
     def _learn(self, leader: pb.Leader, told_by: int) -> bool:
         """`told_by`: the node id of whoever says so. Only the leader itself is believed that a member is gone."""
+        rose = leader.level > self.limits.level
         self.limits.level = max(self.limits.level, leader.level)
         if told_by == leader.node_id and leader.members:
             self._drop_strangers({member.address for member in leader.members})
@@ -216,7 +235,7 @@ class Replicas:
             self._metrics.leader.set(self.book.leader_id)
             if self.book.leader_id and before != self.book.leader_id and self._started:
                 self._metrics.failovers.inc()
-        return changed
+        return changed or rose
 
     def _drop_strangers(self, members: set[str]) -> None:
         """Closes the streams to learnt addresses that are no member's any more; named ones are kept."""
@@ -244,15 +263,19 @@ class Replicas:
 
     # ---- flows -----------------------------------------------------------------------------------------
 
-    def launch(self, flow: Flow, result: Result[tuple[pb.Event, str]]) -> None:
-        """Drives `flow` to its end: `result` gets its answer and the address that it came from, or its error."""
+    def launch(self, flow: Flow, result: Result[tuple[pb.Event, str]]) -> Running | None:
+        """Drives `flow` to its end: `result` gets its answer and the address that it came from, or its error.
+
+        None: it had its error at once.
+        """
         if self._over is not None:
             flow.close()
             result.set_error(self._over(self._why))
-            return
+            return None
         running = Running(self._loop, self.connections, flow, result, self._done)
         self._running[running] = None
         running.start()
+        return running
 
     def _done(self, running: Running) -> None:
         self._running.pop(running, None)
@@ -303,6 +326,48 @@ class Replicas:
             start_at=voted_at,
             committing=True,
             retry=self._retrying(call),
+            told_off=self._metrics.told_off,
+        )
+
+    def level(self, level: int, timeout: float) -> Flow:
+        """Waits until all members know `level`; what they know then, in a Leader."""
+        clock = self._surroundings.clock
+        deadline = clock() + timeout
+        while self.limits.level < level and (left := deadline - clock()) > 0:
+            yield Step(None, left)
+        return pb.Event(leader=pb.Leader(level=self.limits.level))
+
+    def upload(self, source: Source, upload_id: bytes, size: int, patience: float) -> Flow:
+        """Puts a blob's bytes into the log."""
+        surroundings = self._surroundings
+        return upload(
+            self.book,
+            source,
+            upload_id,
+            size,
+            patience,
+            surroundings.clock,
+            surroundings.random,
+            retry=lambda: self._metrics.retry("upload"),
+            told_off=self._metrics.told_off,
+        )
+
+    def download(
+        self, oid: bytes, serial: bytes, at_least: bytes, sink: Sink, passed_over: Set[str], patience: float
+    ) -> Flow:
+        """Reads a revision's blob."""
+        surroundings = self._surroundings
+        return download(
+            self.book,
+            oid,
+            serial,
+            at_least,
+            sink,
+            patience,
+            surroundings.clock,
+            surroundings.random,
+            passed_over=passed_over,
+            retry=lambda: self._metrics.retry("download"),
             told_off=self._metrics.told_off,
         )
 

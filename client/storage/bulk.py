@@ -7,18 +7,20 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raftstorage.proto import storage_pb2 as pb
 
 from ..cluster import Call, Cluster
+from ..cluster.blobs import SmallUpload
 from ..cluster.bodies import Body, LargeBody, Record, make_body, size_of
 from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
 from ..cluster.loop import Waiter
 from ..cluster.policy import RETRY_LEAD, commit
 from ..cluster.refusals import TOO_MUCH, refused, rest_seconds
+from .blob_copies import BlobCopies
 from .tpc import as_bytes, extension_bytes
 
 WINDOW_TRANSACTIONS = 64
@@ -31,23 +33,28 @@ class _Restore:
     tid: bytes
     call: Call
     size: int
+    uploads: list[SmallUpload]  # to be waited for before it is sent
     answer: Waiter[pb.Event | None] | None = None
 
 
 def restore_all(
     cluster: Cluster,
-    transactions: Iterable[Any],
+    other: Any,
     progress: Callable[[int, int], object] | None,
     delivery_timeout: float,
 ) -> None:
-    """Commits each with its own tid. RequestRefused when the cluster refuses one; ClientDisconnected when no
-    leader answers for the cluster's commit_timeout. What was restored before an error stays."""
+    """Commits each transaction of the storage `other` with its own tid, blobs and all.
+
+    RequestRefused when the cluster refuses one; ClientDisconnected when no leader answers for the cluster's
+    commit_timeout. What was restored before an error stays.
+    """
     window: deque[_Restore] = deque()
     sender = _Sender(cluster, window)
+    blobs = BlobCopies(cluster, other)
     done = 0
     volume = 0
     last = b""
-    source = iter(transactions)
+    source = iter(other.iterator())
     more = True
     while more or window:
         while more and sender.may_take():
@@ -55,7 +62,7 @@ def restore_all(
             if transaction is None:
                 more = False
             else:
-                window.append(_prepare(cluster, transaction))
+                window.append(_prepare(cluster, transaction, blobs))
                 sender.send_new()
         if window:
             restored = sender.settle_first()
@@ -90,6 +97,8 @@ class _Sender:
             if self._sent and self._window[self._sent - 1].call.parts:
                 return  # a large one may be refused for its size, and what came behind it be taken
             one = self._window[self._sent]
+            for each in one.uploads:
+                each.wait()
             one.answer = self._cluster.post(self._address, one.call)
             self._sent += 1
 
@@ -144,7 +153,7 @@ class _Sender:
             pause.wait(RETRY_SECONDS)
 
 
-def _prepare(cluster: Cluster, transaction: Any) -> _Restore:
+def _prepare(cluster: Cluster, transaction: Any, blobs: BlobCopies) -> _Restore:
     message = pb.Transaction(
         user=as_bytes(transaction.user),
         description=as_bytes(transaction.description),
@@ -153,22 +162,42 @@ def _prepare(cluster: Cluster, transaction: Any) -> _Restore:
         status=as_bytes(transaction.status),
     )
     records: dict[bytes, Record] = {}
+    uploads: list[SmallUpload] = []
     for record in transaction:
         data = record.data
         records.pop(record.oid, None)  # a transaction undone more than once may hold an oid twice: the last counts
         records[record.oid] = Record(
             record.oid, data=data or b"", no_data=data is None, data_tid=record.data_txn or b""
         )
-    body = make_body(message, records, {}, cluster.takes_parts)
+        found = blobs.blob(record)
+        if found is not None:
+            blob, upload = found
+            records[record.oid] = records[record.oid]._replace(blob=blob)
+            if upload is not None:
+                uploads.append(upload)
+
+    def body_of(records: Mapping[bytes, Record]) -> Body:
+        head = pb.Transaction()
+        head.CopyFrom(message)
+        return make_body(head, records, {}, cluster.takes_parts)
+
+    body = body_of(records)
     size = size_of(body)
     limit = cluster.limits.max_transaction_bytes
     if limit and size > limit:
         raise RecordTooLarge(f"transaction {transaction.tid.hex()} has {size} bytes, the limit is {limit}")
-    return _Restore(transaction.tid, commit(_identity(body), body), size)
+    identity = _identity(body_of({oid: _without_place(record) for oid, record in records.items()}))
+    return _Restore(transaction.tid, commit(identity, body), size, uploads)
+
+
+def _without_place(record: Record) -> Record:
+    if record.blob is None:
+        return record
+    return record._replace(blob=pb.Blob(size=record.blob.size, crc32c=record.blob.crc32c))
 
 
 def _identity(body: Body) -> bytes:
-    """The same again: the same id, committed once."""
+    """The same again, its blobs uploaded elsewhere or not: the same id, committed once."""
     total = hashlib.sha256()
     if isinstance(body, LargeBody):
         for part in body.parts:

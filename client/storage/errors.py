@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from raftstorage.proto import storage_pb2 as pb
 from zc.lockfile import LockError
@@ -44,12 +44,32 @@ class RecordTooLarge(cluster.RecordTooLarge, POSException.TransactionTooLargeErr
     __doc__ = cluster.RecordTooLarge.__doc__
 
 
+class UploadExpired(cluster.UploadExpired, POSException.StorageTransactionError):  # type: ignore[misc]
+    __doc__ = cluster.UploadExpired.__doc__
+
+
+class BlobDamaged(cluster.BlobDamaged, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.BlobDamaged.__doc__
+
+
+class BlobDirectoryFull(cluster.BlobDirectoryFull, POSException.StorageSystemError):  # type: ignore[misc]
+    __doc__ = cluster.BlobDirectoryFull.__doc__
+
+
 class EmbeddedError(cluster.EmbeddedError, POSException.StorageSystemError):  # type: ignore[misc]
     __doc__ = cluster.EmbeddedError.__doc__
 
 
 class DirectoryInUse(cluster.DirectoryInUse, EmbeddedError, LockError):  # type: ignore[misc]
     """Another process has the directory of an `embedded:` storage. A LockError, as FileStorage raises it."""
+
+
+class PackedAway(POSException.ReadConflictError, POSException.POSKeyError):  # type: ignore[misc]
+    """A revision that was packed away, of an object that is gone by now.
+
+    A POSKeyError, as every storage raises it, and a TransientError: a transaction that reads an old snapshot while
+    the database is packed finds what it needs when it is run again.
+    """
 
 
 class InvalidRequest(POSException.StorageError, ValueError):  # type: ignore[misc]
@@ -61,7 +81,7 @@ def conflict(failure: pb.Failure, data: bytes | None = None) -> Exception:
     serials = (failure.serial or b"\0" * 8, failure.expected_serial or b"\0" * 8)
     if failure.reason == pb.READ_CONFLICT:
         return POSException.ReadConflictError(oid=failure.oid, serials=serials)  # type: ignore[no-any-return]
-    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data)  # type: ignore[no-any-return]
+    return POSException.ConflictError(oid=failure.oid, serials=serials, data=data or None)  # type: ignore[no-any-return]
 
 
 def refusal(failure: pb.Failure) -> Exception:
@@ -72,12 +92,22 @@ def refusal(failure: pb.Failure) -> Exception:
             return POSException.POSKeyError(failure.oid)  # type: ignore[no-any-return]
         case pb.CONFLICT | pb.READ_CONFLICT:
             return conflict(failure)
+        case pb.PACKED:
+            return POSException.ReadConflictError(text, oid=failure.oid or None)  # type: ignore[no-any-return]
+        case pb.UNDO_REFUSED:
+            return POSException.UndoError(text, failure.oid or None)  # type: ignore[no-any-return]
+        case pb.UNSUPPORTED:
+            return POSException.Unsupported(text)  # type: ignore[no-any-return]
         case pb.TOO_LARGE:
             return RecordTooLarge(text)
         case pb.READ_ONLY:
             return POSException.ReadOnlyError(text)  # type: ignore[no-any-return]
         case pb.LEASE_EXPIRED:
             return LeaseExpired(text)
+        case pb.NO_UPLOAD:
+            return UploadExpired(text)
+        case pb.UNSUPPORTED:
+            return POSException.Unsupported(text)  # type: ignore[no-any-return]
         case pb.UNKNOWN_VOTE | pb.STALE_TID:
             return POSException.StorageTransactionError(text)  # type: ignore[no-any-return]
         case pb.PROTOCOL_MISMATCH:
@@ -99,11 +129,14 @@ def refusal(failure: pb.Failure) -> Exception:
 
 
 @contextlib.contextmanager
-def as_zodb(oid: bytes = b"") -> Iterator[None]:
-    """Errors of the cluster layer raised inside come out as ZODB's. `oid`: for a POSKeyError without one."""
+def as_zodb(oid: bytes = b"", *, but: Collection[int] = ()) -> Iterator[None]:
+    """Errors of the cluster layer raised inside come out as ZODB's. `oid`: for a POSKeyError without one. `but`:
+    reasons with which RequestRefused stays what it is."""
     try:
         yield
     except cluster.RequestRefused as error:
+        if error.reason in but:
+            raise
         if error.reason == pb.NO_SUCH_OBJECT:
             raise POSException.POSKeyError(error.failure.oid or oid) from None
         raise refusal(error.failure) from error
@@ -115,6 +148,10 @@ def as_zodb(oid: bytes = b"") -> Iterator[None]:
         raise StorageFull(str(error)) from error
     except cluster.ClientDisconnected as error:
         raise ClientDisconnected(str(error)) from error
+    except cluster.BlobDamaged as error:
+        raise BlobDamaged(str(error)) from error
+    except cluster.BlobDirectoryFull as error:
+        raise BlobDirectoryFull(str(error)) from error
     except cluster.DirectoryInUse as error:
         raise DirectoryInUse(str(error)) from error
     except cluster.EmbeddedError as error:

@@ -3,40 +3,53 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import zope.interface
-from persistent.TimeStamp import TimeStamp
 from prometheus_client import CollectorRegistry
+from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 from ZODB import POSException, interfaces
-from ZODB._compat import loads
 from ZODB.ConflictResolution import ConflictResolvingStorage
 
+from ..cache import DEFAULT_BYTES
 from ..cluster import Call, Cluster
 from ..cluster.cluster import DELIVERY_SECONDS
+from .blobs import BlobStorage
 from .bulk import restore_all
+from .cached import open_cached
 from .errors import CommitOutcomeUnknown, as_zodb
-from .iteration import TransactionIterator
+from .history import Histories
+from .iteration import Iterating
+from .loading import Loading
 from .oids import Oids
+from .pack import Packing
 from .tpc import Begun, Phase, Voted
-
-Z64 = b"\0" * 8
-
-
-def _next(tid: bytes) -> bytes:
-    return (int.from_bytes(tid) + 1).to_bytes(8)
+from .undo import Undoing
 
 
 @zope.interface.implementer(
     interfaces.IMultiCommitStorage,
     interfaces.ReadVerifyingStorage,
     interfaces.IStorageIteration,
+    interfaces.IStorageCurrentRecordIteration,
     interfaces.IStorageRestoreable,
+    interfaces.IStorageUndoable,
+    interfaces.IExternalGC,
+    interfaces.IPrefetchStorage,
 )
-class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
+class ClientStorage(
+    BlobStorage,
+    Loading,
+    Histories,
+    Iterating,
+    Undoing,
+    Packing,
+    ConflictResolvingStorage,  # type: ignore[misc]
+):
     """One client's storage; for any number of threads. Open it after `os.fork()`, never before.
 
     `addresses`: "host:port,host:port" or an iterable of "host:port"; some nodes of the cluster, the others are
@@ -47,8 +60,14 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     second. Later calls wait that long for a replica or leader, then raise ClientDisconnected (a TransientError).
     `commit_timeout`: seconds that the outcome of a commit is asked for before CommitOutcomeUnknown. `consistency`:
     "snapshot": a connection's snapshot is what this client has seen; "linearizable": a transaction's begin asks
-    the cluster, and sees every commit acknowledged before. `name`: for logs and metrics. `registry`: of prometheus
-    metrics.
+    the cluster, and sees every commit acknowledged before. `cache_size`: bytes of memory for records, for all
+    connections together. `cache_path`: a file in which the cache goes from one process to the next; one process
+    at a time has it. `blob_dir`: where files of blobs are kept; without one there is no blob support
+    (Unsupported). It is a cache, which several processes may share, of about
+    `blob_cache_size` bytes (None: without a bound), looked through whenever `blob_cache_size_check` percent of
+    that came in; or, with `shared_blob_dir`, laid out as a FileStorage's, and nothing is removed. `pack_gc`:
+    whether pack() removes objects that nothing refers to when it is not told. `name`: for logs and metrics.
+    `registry`: of prometheus metrics.
     """
 
     def __init__(
@@ -60,33 +79,57 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         wait_timeout: float = 30.0,
         commit_timeout: float = 60.0,
         consistency: Literal["snapshot", "linearizable"] = "snapshot",
+        pack_gc: bool = True,
+        cache_size: int = DEFAULT_BYTES,
+        cache_path: str | os.PathLike[str] | None = None,
+        blob_dir: str | os.PathLike[str] | None = None,
+        shared_blob_dir: bool = False,
+        blob_cache_size: int | None = None,
+        blob_cache_size_check: int = 10,
         name: str | None = None,
         registry: CollectorRegistry | None = None,
     ) -> None:
         if consistency not in ("snapshot", "linearizable"):
             raise ValueError(f"consistency must be 'snapshot' or 'linearizable', not {consistency!r}")
-        self.cluster = Cluster(
-            addresses,
-            name=name or "raftstorage",
-            read_only=read_only,
-            wait_timeout=wait_timeout,
-            commit_timeout=commit_timeout,
-            registry=registry,
-        )
+        self._commit_lock = threading.Lock()
+        self._phase: Phase | None = None
+
+        def make() -> Cluster:
+            return Cluster(
+                addresses,
+                name=name or "raftstorage",
+                read_only=read_only,
+                wait_timeout=wait_timeout,
+                commit_timeout=commit_timeout,
+                registry=registry,
+            )
+
+        with as_zodb():
+            patience = wait_timeout if wait else min(wait_timeout, 1.0)
+            self.cluster, self.cache, self._keeper = open_cached(make, cache_size, cache_path, patience)
+        self.cluster.metrics.watch_cache(self.cache.figures)
+        self.pack_gc = pack_gc
         self.delivery_timeout = DELIVERY_SECONDS
         self._name = name or ",".join(self.cluster.addresses)
         self._read_only = read_only
         self._linearizable = consistency == "linearizable"
         self._oids = Oids(self.cluster)
-        self._commit_lock = threading.Lock()
-        self._phase: Phase | None = None
-        with as_zodb():
-            self.cluster.open(patience=wait_timeout if wait else min(wait_timeout, 1.0))
+        self._lock = threading.RLock()  # for a DemoStorage, which borrows its changes' lock
+        if blob_dir is not None:
+            try:
+                self._open_blobs(blob_dir, shared_blob_dir, blob_cache_size, blob_cache_size_check)
+            except BaseException:
+                self.close()
+                raise
 
     # ---- about -----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         self.cluster.close()
+        if self._keeper is not None:
+            self._keeper.close()
+        self.cluster.metrics.watch_cache(None)
+        self._close_blobs()
 
     def getName(self) -> str:  # noqa: N802
         return self._name
@@ -96,9 +139,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def isReadOnly(self) -> bool:  # noqa: N802
         return self._read_only
-
-    def supportsUndo(self) -> bool:  # noqa: N802
-        return False
 
     def getSize(self) -> int:  # noqa: N802
         return self._size().bytes
@@ -111,20 +151,22 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
 
     def _size(self) -> pb.SizeReply:
         with as_zodb():
-            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last).size
+            return self.cluster.read(Call("size", pb.Size()), self.cluster.feed.last, leader_first=True).size
 
     def registerDB(self, wrapper: Any) -> None:  # noqa: N802
         super().registerDB(wrapper)
+
+        def tell(tid: bytes, oids: Sequence[bytes]) -> None:
+            try:
+                wrapper.invalidate(tid, oids)
+            except AttributeError as error:
+                # A storage around this one, as zc.zlibstorage's, that has no database yet: it looks for it here.
+                if error.name != "db" or error.obj not in (self, wrapper):
+                    raise
+
         feed = self.cluster.feed
         with feed.lock:
-            feed.sink = wrapper.invalidate
-
-    def pack(self, pack_time: float, referencesf: Any, gc: bool = True) -> None:
-        raise POSException.Unsupported("pack")
-
-    def undo(self, transaction_id: bytes, transaction: Any) -> None:
-        self._want_writable()
-        raise POSException.Unsupported("undo")
+            feed.sink = tell
 
     # ---- reading ---------------------------------------------------------------------------------------
 
@@ -138,71 +180,6 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
                 self.cluster.feed.wait_for(self.cluster.read_point(), self.delivery_timeout)
         else:
             self.cluster.feed.last_transaction()
-
-    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:  # noqa: N802
-        """(data, serial, next serial or None); None when the object is younger; POSKeyError.
-
-        Nothing newer than lastTransaction() is returned, whatever `tid`: what is not invalidated yet is not there.
-        """
-        snapshot = self.cluster.feed.last
-        clamped = False
-        if tid > _next(snapshot):
-            snapshot = self.cluster.feed.last_transaction()
-            clamped = tid > _next(snapshot)
-        before = _next(snapshot) if clamped else tid
-        at_least = snapshot if clamped or before == Z64 else _before(before)
-        with as_zodb(oid):
-            event = self.cluster.read(
-                Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least)), at_least
-            )
-        record = event.record
-        if not record.serial:
-            return None
-        later = record.next_serial or None
-        if clamped:
-            later = None  # it is the current one at this snapshot
-        return record.data, record.serial, later
-
-    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
-        """(data, serial) of the current revision. POSKeyError."""
-        found = self.loadBefore(oid, b"\x7f" + b"\xff" * 7)
-        if found is None:
-            raise POSException.POSKeyError(oid)
-        return found[:2]
-
-    def getTid(self, oid: bytes) -> bytes:  # noqa: N802
-        return self.load(oid)[1]
-
-    def loadSerial(self, oid: bytes, serial: bytes) -> bytes:  # noqa: N802
-        last = self.cluster.feed.last
-        at_least = min(serial, last)
-        with as_zodb(oid):
-            call = Call("load_serial", pb.LoadSerial(oid=oid, serial=serial, at_least=at_least))
-            return self.cluster.read(call, at_least).record.data
-
-    def history(self, oid: bytes, size: int = 1) -> list[dict[str, Any]]:
-        """Newest first; see IStorage. POSKeyError (a KeyError) for an unknown oid."""
-        last = self.lastTransaction()
-        with as_zodb(oid):
-            call = Call("history", pb.History(oid=oid, size=max(1, min(size, 10_000)), at_least=last))
-            revisions = self.cluster.read(call, last).history.revisions
-        found = []
-        for revision in revisions:
-            entry: dict[str, Any] = dict(loads(revision.extension)) if revision.extension else {}
-            entry.update(
-                time=TimeStamp(revision.tid).timeTime(),
-                tid=revision.tid,
-                serial=revision.tid,
-                user_name=revision.user,
-                description=revision.description,
-                size=revision.size,
-            )
-            found.append(entry)
-        return found
-
-    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> TransactionIterator:
-        last = self.lastTransaction()
-        return TransactionIterator(self.cluster, start, last if stop is None else min(stop, last))
 
     # ---- writing ---------------------------------------------------------------------------------------
 
@@ -234,6 +211,12 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     ) -> None:
         self._want_writable()
         self._begun(transaction).restore(oid, data, prev_txn)
+
+    def deleteObject(self, oid: bytes, serial: bytes, transaction: Any) -> None:  # noqa: N802
+        """Its current revision must be `serial`: ConflictError at vote. POSKeyError there for an unknown one."""
+        self._want_writable()
+        self._want_history()
+        self._begun(transaction).delete(oid, serial)
 
     def checkCurrentSerialInTransaction(  # noqa: N802
         self, oid: bytes, serial: bytes, transaction: Any
@@ -278,17 +261,21 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
     ) -> None:
         """Restores all transactions of another storage, in order, with their tids and metadata.
 
-        Many are under way at once; after a failover it goes on where it was. `progress(transactions, bytes)`
-        is called after each. Records are copied as they are; a storage that already has later transactions
-        refuses (StorageTransactionError).
+        Blobs come along, if the other storage has any. Many are under way at once; after a failover it goes on
+        where it was. `progress(transactions, bytes)` is called after each. Records are copied as they are; a
+        storage that already has later transactions refuses (StorageTransactionError).
         """
         self._want_writable()
         with self._commit_lock, as_zodb():
-            restore_all(self.cluster, other.iterator(), progress, self.delivery_timeout)
+            restore_all(self.cluster, other, progress, self.delivery_timeout)
 
     def _want_writable(self) -> None:
         if self._read_only:
             raise POSException.ReadOnlyError
+
+    def _want_history(self) -> None:
+        if not self.cluster.reaches(HISTORY_LEVEL):
+            raise POSException.Unsupported("a node of the cluster is too old for undo, deletions and packs")
 
     def _begun(self, transaction: Any) -> Begun:
         phase = self._phase
@@ -299,9 +286,9 @@ class ClientStorage(ConflictResolvingStorage):  # type: ignore[misc]
         return phase
 
     def _end(self) -> None:
-        self._phase = None
-        self._commit_lock.release()
-
-
-def _before(tid: bytes) -> bytes:
-    return (int.from_bytes(tid) - 1).to_bytes(8)
+        phase, self._phase = self._phase, None
+        try:
+            if phase is not None:
+                phase.blobs.drop()
+        finally:
+            self._commit_lock.release()

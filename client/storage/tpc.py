@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from raftstorage.proto import storage_pb2 as pb
@@ -13,13 +13,17 @@ from ZODB._compat import _protocol, dumps
 from ..cluster import Call
 from ..cluster.bodies import Body, Record, make_body, size_of
 from ..cluster.policy import vote
-from .errors import RecordTooLarge, as_zodb, conflict
+from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict
+from .pending_blobs import PendingBlobs
+from .reading import Reader
+from .undo import Undo
 
 if TYPE_CHECKING:
     from .storage import ClientStorage
 
 Z64 = b"\0" * 8
 VOTE_ROUNDS = 10  # of conflict resolution before a ConflictError: others were faster each time
+UPLOAD_ROUNDS = 3  # of uploading blobs that the cluster has forgotten meanwhile
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -52,6 +56,7 @@ class Begun:
         self._records: dict[bytes, Record] = {}
         self._checks: dict[bytes, bytes] = {}
         self._bytes = 0
+        self.blobs = PendingBlobs(storage)
         self._asked = False  # a leader may hold a vote that we have no answer to
 
     @property
@@ -63,6 +68,21 @@ class Begun:
 
     def restore(self, oid: bytes, data: bytes | None, hint: bytes | None) -> None:
         self._put(Record(oid, data=data or b"", no_data=data is None, data_tid=hint or b""))
+
+    def delete(self, oid: bytes, serial: bytes) -> None:
+        self._put(Record(oid, serial, no_data=True))
+
+    def undo(self, tid: bytes) -> list[bytes]:
+        """Takes back what the transaction `tid` changed; the oids. UndoError, and nothing is changed."""
+        storage = self.storage
+        with as_zodb():  # what was committed before must be seen, whoever did it
+            point = storage.cluster.read_point()
+            storage.cluster.feed.wait_for(point, storage.delivery_timeout)
+        reader = Reader(storage.cluster, point)
+        records = Undo(reader, tid, self._records, storage).records()
+        for record in records:
+            self._put(record)
+        return [record.oid for record in records]
 
     def check(self, oid: bytes, serial: bytes) -> None:
         self._checks[oid] = serial
@@ -80,6 +100,7 @@ class Begun:
             raise RecordTooLarge(
                 f"transaction has {self._bytes} bytes or more, the limit is {limits.max_transaction_bytes}"
             )
+        self.blobs.discard(record.oid)
         self._records[record.oid] = record
 
     @property
@@ -87,9 +108,15 @@ class Begun:
         """What it changes."""
         return list(self._records)
 
+    @property
+    def records(self) -> Collection[Record]:
+        return self._records.values()
+
     def body(self) -> Body:
         """The serialized Transaction, or how to make it. RecordTooLarge when it is over the cluster's limit."""
         cluster = self.storage.cluster
+        for oid, blob in self.blobs.upload().items():
+            self._records[oid] = self._records[oid]._replace(blob=blob)
         del self.message.records[:], self.message.checks[:]
         checks = {oid: serial for oid, serial in self._checks.items() if oid not in self._records}
         body = make_body(self.message, self._records, checks, cluster.takes_parts)
@@ -108,22 +135,37 @@ class Begun:
         cluster = self.storage.cluster
         resolved: dict[bytes, None] = {}
         for _ in range(VOTE_ROUNDS):
-            body = self.body()
-            self._asked = True
-            with as_zodb():
-                event, voted_at = cluster.lead(vote(self.transaction_id, body))
-            self._asked = False
+            body, event, voted_at = self._reserve()
             conflicts = event.vote.conflicts
             if not conflicts:
                 return Voted(self, body, voted_at, list(resolved))
             for failure in conflicts:
-                self._resolve(failure)
-                resolved[failure.oid] = None
+                if self._resolve(failure):
+                    resolved[failure.oid] = None
         cluster.metrics.conflict("write")
         raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
 
-    def _resolve(self, failure: pb.Failure) -> None:
-        """Replaces the record in conflict by the resolved one, which is based on the committed revision."""
+    def _reserve(self) -> tuple[Body, pb.Event, str]:
+        """What was asked for, the leader's reply, and its address."""
+        for left in reversed(range(UPLOAD_ROUNDS)):
+            body = self.body()
+            self._asked = True
+            try:
+                with as_zodb():
+                    event, address = self.storage.cluster.lead(vote(self.transaction_id, body))
+            except UploadExpired:
+                self.blobs.forget_or_raise(left)
+            else:
+                self._asked = False
+                return body, event, address
+        raise AssertionError("the last round ends in one way or another")
+
+    def _resolve(self, failure: pb.Failure) -> bool:
+        """Replaces the record in conflict by the resolved one, which is based on the committed revision.
+
+        False when there was nothing to resolve: an object that is not there (its revisions are below this storage
+        in a DemoStorage, or were packed away) is stored as a new one, as FileStorage does.
+        """
         metrics = self.storage.cluster.metrics
         record = self._records.get(failure.oid)
         if failure.reason == pb.READ_CONFLICT or record is None:
@@ -131,7 +173,14 @@ class Begun:
             raise conflict(failure)
         committed = failure.serial or Z64
         base = record.base_serial or Z64
-        if base == Z64 or committed == Z64:  # no common ancestor: two objects with one oid
+        if committed == Z64 != base:
+            if record.no_data:
+                raise POSException.POSKeyError(record.oid)  # there is nothing to delete
+            self._put(record._replace(base_serial=Z64))
+            return False
+        # Two objects with one oid have no common ancestor; what one side deletes the other one changes; the bytes
+        # of blobs are not merged.
+        if base == Z64 or record.no_data or not failure.data or record.blob is not None:
             metrics.conflict("write")
             raise conflict(failure, record.data)
         try:
@@ -141,6 +190,7 @@ class Begun:
             raise
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
+        return True
 
     def abort(self) -> None:
         if self._asked:
@@ -155,6 +205,8 @@ class Voted:
         self.transaction = begun.transaction
         self.transaction_id = begun.transaction_id
         self.resolved = resolved
+        self.blobs = begun.blobs
+        self._begun = begun
         self._body = body
         self._voted_at = voted_at
         self._oids = begun.oids
@@ -162,18 +214,28 @@ class Voted:
     def finish(self, callback: Callable[[bytes], object]) -> bytes:
         """The tid. `callback(tid)` is called before anyone sees it. CommitOutcomeUnknown, LeaseExpired; after a
         failover also ConflictError, when the new leader could not know of the reservation."""
-        cluster = self.storage.cluster
-        feed = cluster.feed
+        feed = self.storage.cluster.feed
         feed.hold(self._oids)
         try:
-            with as_zodb():
-                tid = cluster.commit(self.transaction_id, self._body, voted_at=self._voted_at)
+            tid = self._commit()
         except BaseException:
             feed.release()
             raise
+        self.blobs.keep(tid)  # before anyone here can ask for them
         with as_zodb():
             feed.finish(tid, callback, self.storage.delivery_timeout)
+        self.storage._committed(tid, self._begun.records)
         return tid
+
+    def _commit(self) -> bytes:
+        for left in reversed(range(UPLOAD_ROUNDS)):
+            try:
+                with as_zodb():
+                    return self.storage.cluster.commit(self.transaction_id, self._body, voted_at=self._voted_at)
+            except UploadExpired:
+                self.blobs.forget_or_raise(left)
+                self._body, self._voted_at = self._begun.body(), ""
+        raise AssertionError("the last round ends in one way or another")
 
     def abort(self) -> None:
         if self._voted_at:

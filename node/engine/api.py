@@ -6,7 +6,7 @@ Everything is a function of the applied entries: no clock, no randomness, no loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -53,8 +53,10 @@ class Oids(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def pages(self) -> Iterator[tuple[bytes, ...]]:
-        """All of them in stored order, some at a time. Entries may be applied in between."""
+    @property
+    def page_count(self) -> int: ...
+    def pages(self, first: int = 0) -> Iterator[tuple[bytes, ...]]:
+        """All of them in stored order, from page number `first` on. Entries may be applied in between."""
 
     @property
     def last(self) -> tuple[bytes, ...]:
@@ -70,7 +72,9 @@ class Applied:
     that came in fragments has Oids. `staged`: what a fragment holds; nothing of it can be seen yet, or ever if
     the fragment is dropped. `conflicts`: why it was refused, up to MAX_CONFLICTS.
     `refused`: another reason (a stale given tid, a malformed command).
+    `missing`: the object whose blob was not uploaded, or not whole, when that is why it was refused.
     `first_oid`: answer to an AllocateCommand. `membership`: a MEMBERSHIP entry's data.
+    `uploaded`: answer to a BlobCommand, refused or not: so many bytes of the upload are there.
     """
 
     index: int
@@ -83,6 +87,8 @@ class Applied:
     first_oid: bytes | None = None
     repeated: bool = False
     membership: bytes = b""
+    missing: bytes = b""
+    uploaded: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +144,10 @@ class Engine(Protocol):
     def last_tid(self) -> bytes:
         """Tid of the newest committed transaction; Z64 in an empty database."""
 
+    @property
+    def congested(self) -> bool:
+        """Would `apply` wait for the disk, perhaps for seconds? That ends by itself."""
+
     def apply(self, entry: Entry) -> Applied:
         """Applies what a COMMAND holds (a serialized Command); keeps a MEMBERSHIP's data; a NOOP changes nothing.
 
@@ -183,6 +193,18 @@ class Engine(Protocol):
 
         Some of a transaction's records and checks may be asked for at a time.
         """
+
+    def missing_upload(self, records: Iterable[pb.NewRecord]) -> bytes | None:
+        """The first object whose blob `apply` would not find now, or not whole. Changes nothing."""
+
+    def upload_size(self, upload_id: bytes) -> int | None:
+        """So many bytes are there; None: no such upload, or a transaction has taken it."""
+
+    def stale_uploads(self, stamp: int) -> bool:
+        """Are there uploads that no chunk came for since `stamp` (milliseconds)? Some were perhaps taken."""
+
+    def load_blob(self, oid: bytes, serial: bytes, offset: int, max_bytes: int) -> tuple[bytes, int, int]:
+        """Bytes of that revision's blob from `offset` on, its size, its CRC32C. KeyError: it has none."""
 
     def approximate_size(self) -> tuple[int, int]:
         """(bytes on disk, number of objects), both approximate."""

@@ -47,12 +47,21 @@ def _malformed(identity: bytes, tid: bytes, transaction: pb.Transaction, next_oi
         return "an oid has 8 bytes"
     if numbers and max(numbers) >= max(GIVEN_OUT_ONLY, next_oid):
         return "an oid that was not given out"
+    if any(record.HasField("blob") and not _fits(record) for record in transaction.records):
+        return "a bad blob"
     serials = [each.base_serial for each in transaction.records]
     serials += [each.data_tid for each in transaction.records]
     serials += [each.serial for each in transaction.checks]
     if any(len(serial) not in (0, 8) for serial in serials):
         return "a serial has 8 bytes"
     return ""
+
+
+def _fits(record: pb.NewRecord) -> bool:
+    """Its blob: either an upload's, or an earlier revision's."""
+    blob = record.blob
+    whence = (len(blob.upload_id), len(blob.same_as))
+    return whence in ((16, 0), (0, 8)) and not record.no_data and not record.more
 
 
 def check_pieces(staging: Staging, transaction: pb.Transaction, last: bool) -> None:
@@ -62,6 +71,8 @@ def check_pieces(staging: Staging, transaction: pb.Transaction, last: bool) -> N
         goes_on = pb.NewRecord(oid=staging.unfinished)
         if records:
             goes_on.data, goes_on.more = records[0].data, records[0].more
+            if records[0].HasField("blob"):
+                goes_on.blob.CopyFrom(records[0].blob)
         if not records or records[0] != goes_on:
             raise Refused("malformed transaction: a record breaks off")
     for position, record in enumerate(records, 1):

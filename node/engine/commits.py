@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raftstorage.node.engine.api import Z64, Applied, Conflict
+from raftstorage.node.engine.blobs import NoUpload
 from raftstorage.node.engine.checking import Refused, check_form, check_pieces, parsed
 from raftstorage.node.engine.fragments import Staging
 from raftstorage.node.engine.kv import Change
@@ -13,6 +14,7 @@ from raftstorage.node.engine.layout import (
     PAGE_OIDS,
     STAGING_KEY,
     Head,
+    StoredBlob,
     Stub,
     chunk_key,
     chunk_keys,
@@ -43,6 +45,8 @@ class Commits(Leftovers):
             return Applied(index, identity, tid=first, repeated=True)
         staging = self._staging or Staging(identity, tid, index)
         try:
+            if staging.missing:
+                raise NoUpload(staging.missing)
             if staging.refused:
                 raise Refused(staging.refused)
             if staging.count != commit.fragments:
@@ -52,13 +56,14 @@ class Commits(Leftovers):
             check_pieces(staging, transaction, last=True)
             self._check_tid(tid)
             current = self._serials(transaction, staging)
+            blobs = self._blobs_of(transaction.records)
         except Refused as why:
-            return Applied(index, identity, refused=str(why))
+            return Applied(index, identity, refused=str(why), missing=_missing(why))
         staging.note(self._conflicts(transaction, current))
         conflicts = staging.conflicts(restoring=bool(transaction.tid))
         if conflicts:
             return Applied(index, identity, conflicts=conflicts)
-        oids = self._write(staging, transaction, current, 0, changes)
+        oids = self._write(staging, transaction, current, blobs, 0, changes)
         info = pb.CommittedTransaction(
             tid=tid,
             status=transaction.status or b" ",
@@ -104,19 +109,20 @@ class Commits(Leftovers):
                 check_pieces(staging, transaction, last=False)
                 self._check_tid(tid)
                 current = self._serials(transaction, staging)
+                blobs = self._blobs_of(transaction.records)
             except Refused as why:
                 self._let_go(staging, changes)
-                staging.refused, staging.pages = str(why), 0
+                staging.refused, staging.pages, staging.missing = str(why), 0, _missing(why)
             else:
                 staging.note(self._conflicts(transaction, current))
-                oids = self._write(staging, transaction, current, staging.first, changes)
+                oids = self._write(staging, transaction, current, blobs, staging.first, changes)
                 for at in range(0, len(oids), PAGE_OIDS):
                     page = seal(b"".join(oids[at : at + PAGE_OIDS]))
                     changes.append(("pages", page_key(staging.first, staging.pages), page))
                     staging.pages += 1
                 staging.paged += len(oids)
         changes.append(("meta", STAGING_KEY, seal(staging.encode())))
-        return Applied(index, identity, staged=oids, refused=staging.refused)
+        return Applied(index, identity, staged=oids, refused=staging.refused, missing=staging.missing)
 
     def _check_tid(self, tid: bytes) -> None:
         if tid <= self._last_tid:
@@ -176,44 +182,55 @@ class Commits(Leftovers):
         staging: Staging,
         transaction: pb.Transaction,
         current: Serials,
+        blobs: Mapping[bytes, StoredBlob],
         fragment: int,
         changes: list[Change],
     ) -> tuple[bytes, ...]:
         """Puts records into `changes` and their counts into `staging`; returns the oids that are new in it."""
         oids = []
+        for record in transaction.records if self._dropped else ():
+            if record.oid != staging.unfinished:
+                self._write_over(record.oid + staging.tid, changes)
         for record in transaction.records:
             oid, data, key = record.oid, record.data, record.oid + staging.tid
+            blob = blobs.get(oid)
+            if blob is not None:
+                self._take(blob, fragment, changes)
             if oid == staging.unfinished:
-                self._write_more(key, data, changes)
+                self._write_more(key, data, blob, changes)
             else:
                 oids.append(oid)
-                if self._dropped:
-                    self._write_over(key, changes)
                 if record.no_data:
                     stub = Stub(True, record.data_tid, fragment)
                 elif record.more or len(data) > INLINE_BYTES:
                     chunks = _put(key, 0, data, changes)
-                    stub = Stub(False, record.data_tid, fragment, None, len(data), chunks)
+                    stub = Stub(False, record.data_tid, fragment, None, len(data), chunks, blob)
                 else:
-                    stub = Stub(False, record.data_tid, fragment, data)
+                    stub = Stub(False, record.data_tid, fragment, data, blob=blob)
                 changes.append(("records", key, stub.sealed()))
                 staging.objects += current[oid] is None
                 staging.highest = max(staging.highest, int.from_bytes(oid, "big"))
             staging.unfinished = oid if record.more else b""
         return tuple(oids)
 
-    def _write_more(self, key: bytes, data: bytes, changes: list[Change]) -> None:
+    def _write_more(self, key: bytes, data: bytes, blob: StoredBlob | None, changes: list[Change]) -> None:
         """Lengthens the data of a record that an earlier fragment began."""
         stub = read_stub(key, self._needed("records", key))
         chunks = stub.chunks + _put(key, stub.chunks, data, changes)
-        stub = stub._replace(size=stub.size + len(data), chunks=chunks)
+        stub = stub._replace(size=stub.size + len(data), chunks=chunks, blob=blob)
         changes.append(("records", key, stub.sealed()))
 
     def _write_over(self, key: bytes, changes: list[Change]) -> None:
-        """Removes the chunks of a dropped record whose key is about to be used again."""
+        """Removes what a dropped record has apart, whose key is about to be used again."""
         sealed = self._store.get("records", key)
-        if sealed is not None:
-            changes += [("data", each, None) for each in chunk_keys(key, read_stub(key, sealed))]
+        if sealed is not None and key not in self._being_cleaned:
+            stub = read_stub(key, sealed)
+            changes += [("data", each, None) for each in chunk_keys(key, stub)]
+            self._give_back(stub, changes)
+
+
+def _missing(why: Refused) -> bytes:
+    return why.oid if isinstance(why, NoUpload) else b""
 
 
 def _put(key: bytes, number: int, data: bytes, changes: list[Change]) -> int:

@@ -42,6 +42,8 @@ def split(
             if at == 0:
                 added.base_serial, added.data_tid = record.base_serial, record.data_tid
                 added.no_data = record.no_data
+            if record.HasField("blob") and not added.more:
+                added.blob.CopyFrom(record.blob)
             size += len(part) + 40
     for check in transaction.checks:
         if len(piece.records) + len(piece.checks) >= max_items:
@@ -59,7 +61,8 @@ class Staging:
     `first`: index of the first one's entry, which no other fragments will ever have; `count`: how many there were.
     `pages`, `paged`: pages of oids that were written, and the oids in them. `objects`: new ones among them.
     `highest`: the highest oid. `unfinished`: the record whose data goes on. `refused`: why it cannot be committed;
-    nothing of it is kept then. `written` and `read`: conflicts of records and of checks, the first ones.
+    nothing of it is kept then; `missing`: as in Applied. `written` and `read`: conflicts of records and of checks,
+    the first ones.
     """
 
     identity: bytes
@@ -72,6 +75,7 @@ class Staging:
     highest: int = -1
     unfinished: bytes = b""
     refused: str = ""
+    missing: bytes = b""
     written: list[Conflict] = field(default_factory=list)
     read: list[Conflict] = field(default_factory=list)
 
@@ -105,6 +109,7 @@ class Staging:
             "identity": self.identity.hex(),
             "tid": self.tid.hex(),
             "unfinished": self.unfinished.hex(),
+            "missing": self.missing.hex(),
         }
         for name in ("written", "read"):
             found: list[Conflict] = plain[name]
@@ -115,8 +120,8 @@ class Staging:
 def decode_staging(value: bytes) -> Staging:
     """What `Staging.encode` gave."""
     plain = json.loads(value)
-    for name in ("identity", "tid", "unfinished"):
-        plain[name] = bytes.fromhex(plain[name])
+    for name in ("identity", "tid", "unfinished", "missing"):
+        plain[name] = bytes.fromhex(plain.get(name, ""))
     for name in ("written", "read"):
         conflicts = [[bytes.fromhex(text) for text in each] for each in plain[name]]
         plain[name] = [Conflict(oid, serial, expected, name == "read") for oid, serial, expected in conflicts]

@@ -6,10 +6,17 @@ import os
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Until(NamedTuple):
+    """In place of a value: the key, and all from it up to `end`, which is not one of them, are deleted."""
+
+    end: bytes
+
 
 #: (family, key, value); value None deletes.
-Change = tuple[str, bytes, bytes | None]
+Change = tuple[str, bytes, bytes | Until | None]
 
 #: Families of keys, in the order of a store that keeps all in one; see `layout.py`. Append, never reorder. The one
 #: with large values is far from `records`: a search there must not read a neighbour of megabytes.
@@ -39,6 +46,10 @@ class KeyValueStore(Protocol):
     def write(self, changes: Sequence[Change]) -> None:
         """All or, after a crash, none of them."""
 
+    @property
+    def congested(self) -> bool:
+        """Would `write` wait until the disk has taken what was written before?"""
+
     def bytes_used(self) -> int:
         """On disk and in memory tables, approximate."""
 
@@ -64,6 +75,8 @@ def sync_folder(directory: Path) -> None:
 
 class MemoryStore:
     """In memory; for tests and the simulator."""
+
+    congested = False
 
     def __init__(self) -> None:
         self._values: dict[str, dict[bytes, bytes]] = {family: {} for family in FAMILIES}
@@ -102,7 +115,12 @@ class MemoryStore:
     def write(self, changes: Sequence[Change]) -> None:
         for family, key, value in changes:
             keys, values = self._keys[family], self._values[family]
-            if value is None:
+            if isinstance(value, Until):
+                some = slice(bisect_left(keys, key), bisect_left(keys, value.end))
+                for each in keys[some]:
+                    del values[each]
+                del keys[some]
+            elif value is None:
                 if values.pop(key, None) is not None:
                     del keys[bisect_left(keys, key)]
             else:

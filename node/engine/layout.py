@@ -14,6 +14,11 @@
                   "membership"         -> data of the newest MEMBERSHIP entry; not there when there was none
                   "staging"            -> fragments of a transaction that may go on with the next entry
                   "dropped" + index    -> tid and pages of fragments (the first has this index) to be removed
+    uploads       "i" + upload id      -> see `Upload`
+                  "t" + stamp + number -> upload id: the longest idle ones first
+    blobs         number + chunk       -> BLOB_CHUNK_BYTES of a blob, or what is left; `number`: log index of the
+                                          upload's first chunk, which no other upload will ever have
+                  number               -> how many records name it, if there are several
 
 Format 1 had records with their data and whole transactions only, no term and no membership; format 2 no deletes
 but restored ones, no packs and no blobs. They are read as they are, and the "state" rewritten when it is opened.
@@ -49,7 +54,9 @@ _HEAD = struct.Struct(">B8s")
 _FRAGMENT = struct.Struct(">Q")
 _SPLIT = struct.Struct(">QI")
 _PAGED = struct.Struct(">BQIQ")
-_NO_DATA, _STAGED, _SPLITTED = 1, 2, 4
+_BLOB = struct.Struct(">16sQQI?")
+_UPLOAD = struct.Struct(">QQIQQ")
+_NO_DATA, _STAGED, _SPLITTED, _HAS_BLOB = 1, 2, 4, 8
 
 
 def seal(value: bytes) -> bytes:
@@ -89,6 +96,57 @@ def read_state(sealed: bytes) -> tuple[State, int]:
     raise EngineError(f"the database has format {form}; this version knows formats up to {FORMAT}")
 
 
+class StoredBlob(NamedTuple):
+    """The blob of a record: `size` bytes under `number` in `blobs`; an empty one has number 0 and nothing there.
+
+    `copied`: the record has it of an earlier revision, not of the upload itself.
+    """
+
+    upload_id: bytes
+    number: int
+    size: int
+    crc32c: int
+    copied: bool = False
+
+
+class Upload(NamedTuple):
+    """What `uploads` says of one. `stamp`: when the newest chunk came, milliseconds.
+
+    `claim`: index of the first fragment of the transaction that took it; 0: none has.
+    """
+
+    number: int
+    size: int
+    crc32c: int
+    stamp: int
+    claim: int = 0
+
+    def sealed(self) -> bytes:
+        return seal(_UPLOAD.pack(*self))
+
+
+def upload_key(upload_id: bytes) -> bytes:
+    return b"i" + upload_id
+
+
+def read_upload(key: bytes, sealed: bytes) -> Upload:
+    return Upload(*_UPLOAD.unpack(unseal("uploads", key, sealed)))
+
+
+def idle_key(upload: Upload) -> bytes:
+    return b"t" + upload.stamp.to_bytes(8, "big") + upload.number.to_bytes(8, "big")
+
+
+def read_idle_key(key: bytes) -> tuple[int, int]:
+    """Stamp and number."""
+    return int.from_bytes(key[1:9], "big"), int.from_bytes(key[9:], "big")
+
+
+def blob_key(number: int, chunk: int | None = None) -> bytes:
+    """Of a chunk; None: of the number of records."""
+    return number.to_bytes(8, "big") + (b"" if chunk is None else chunk.to_bytes(4, "big"))
+
+
 class Stub(NamedTuple):
     """What `records` says of a record. `fragment`: index of its transaction's first fragment; 0: it came whole.
 
@@ -101,14 +159,17 @@ class Stub(NamedTuple):
     inline: bytes | None = b""
     size: int = 0
     chunks: int = 0
+    blob: StoredBlob | None = None
 
     def sealed(self) -> bytes:
         flags = _NO_DATA * self.no_data | _STAGED * (self.fragment > 0) | _SPLITTED * (self.inline is None)
+        flags |= _HAS_BLOB * (self.blob is not None)
         return seal(
             b"".join(
                 (
                     _HEAD.pack(flags, self.data_tid.rjust(8, b"\0")),
                     _FRAGMENT.pack(self.fragment) if self.fragment else b"",
+                    _BLOB.pack(*self.blob) if self.blob is not None else b"",
                     _SPLIT.pack(self.size, self.chunks) if self.inline is None else self.inline,
                 )
             )
@@ -129,11 +190,15 @@ def read_stub(key: bytes, sealed: bytes) -> Stub:
     if flags & _STAGED:
         (fragment,) = _FRAGMENT.unpack_from(value, at)
         at += _FRAGMENT.size
+    blob = None
+    if flags & _HAS_BLOB:
+        blob = StoredBlob(*_BLOB.unpack_from(value, at))
+        at += _BLOB.size
     if flags & _SPLITTED:
         size, chunks = _SPLIT.unpack_from(value, at)
-        return Stub(False, data_tid, fragment, None, size, chunks)
+        return Stub(False, data_tid, fragment, None, size, chunks, blob)
     inline = value[at:]
-    return Stub(bool(flags & _NO_DATA), data_tid, fragment, inline, len(inline))
+    return Stub(bool(flags & _NO_DATA), data_tid, fragment, inline, len(inline), 0, blob)
 
 
 def chunk_key(key: bytes, number: int) -> bytes:
@@ -145,10 +210,10 @@ def chunk_keys(key: bytes, stub: Stub) -> list[bytes]:
     return [chunk_key(key, number) for number in range(stub.chunks)]
 
 
-def cut(data: bytes) -> Iterator[bytes]:
+def cut(data: bytes, size: int = CHUNK_BYTES) -> Iterator[bytes]:
     """Chunks of `data`."""
-    for at in range(0, len(data), CHUNK_BYTES):
-        yield data[at : at + CHUNK_BYTES]
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
 
 
 def page_key(fragment: int, page: int) -> bytes:

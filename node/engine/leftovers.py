@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raftstorage.node.engine.blobs import Blobs
 from raftstorage.node.engine.fragments import Staging, decode_staging
 from raftstorage.node.engine.kv import Change
 from raftstorage.node.engine.layout import (
@@ -15,19 +16,21 @@ from raftstorage.node.engine.layout import (
     seal,
     unseal,
 )
-from raftstorage.node.engine.reading import Dropped, Reading
+from raftstorage.node.engine.reading import Dropped
 
 
-class Leftovers(Reading):
+class Leftovers(Blobs):
     """Keeps `_staging`, drops it, and removes what was dropped, a page for each entry."""
 
     _staging: Staging | None  # what the entry that was applied last left open
+    _being_cleaned: set[bytes]  # keys of records that go with the entry that is being applied
 
     def _read_staging(self) -> None:
         """After a store was opened."""
         sealed = self._store.get("meta", STAGING_KEY)
         self._staging = None if sealed is None else decode_staging(unseal("meta", STAGING_KEY, sealed))
         self._dropped = {}
+        self._being_cleaned = set()
         for key, value in self._store.scan("meta", DROPPED_KEY):
             if not key.startswith(DROPPED_KEY):
                 break
@@ -52,6 +55,7 @@ class Leftovers(Reading):
 
         To be written before the entry's own changes, which may use one of the keys again.
         """
+        self._being_cleaned.clear()
         if not self._dropped:
             return [], None
         first = min(self._dropped)
@@ -64,8 +68,10 @@ class Leftovers(Reading):
             sealed = self._store.get("records", key)
             stub = None if sealed is None else read_stub(key, sealed)
             if stub is not None and stub.fragment == first:
+                self._being_cleaned.add(key)
                 changes.append(("records", key, None))
                 changes += [("data", each, None) for each in chunk_keys(key, stub)]
+                self._give_back(stub, changes)
         return changes, (first, left)
 
     def _cleaned(self, left: tuple[int, Dropped] | None) -> None:

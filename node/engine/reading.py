@@ -56,9 +56,14 @@ class PagedOids:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, tuple | PagedOids) and tuple(self) == tuple(other)
 
-    def pages(self) -> Iterator[tuple[bytes, ...]]:
+    @property
+    def page_count(self) -> int:
         """See `api.Oids`."""
-        for page in range(self._head.pages):
+        return self._head.pages + bool(self.last)
+
+    def pages(self, first: int = 0) -> Iterator[tuple[bytes, ...]]:
+        """See `api.Oids`."""
+        for page in range(first, self._head.pages):
             yield self._state._page(self._head, page)
         if self.last:
             yield self.last
@@ -218,7 +223,10 @@ class Reading:
         if stub is None:
             raise EngineError(f"record {oid.hex()} of transaction {tid.hex()} is missing")
         data_tid = stub.data_tid if stub.data_tid != Z64 else b""
-        return pb.StoredRecord(oid=oid, data=self._data(key, stub) or b"", no_data=stub.no_data, data_tid=data_tid)
+        blob = None if stub.blob is None else pb.Blob(size=stub.blob.size, crc32c=stub.blob.crc32c)
+        return pb.StoredRecord(
+            oid=oid, data=self._data(key, stub) or b"", no_data=stub.no_data, data_tid=data_tid, blob=blob
+        )
 
     def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
         """See `api.Engine.changed_since`."""

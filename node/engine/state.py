@@ -47,6 +47,7 @@ class StateMachine(Commits):
         membership = self._store.get("meta", MEMBERSHIP_KEY)
         self._membership = b"" if membership is None else unseal("meta", MEMBERSHIP_KEY, membership)
         self._read_staging()
+        self._counts = {}
         self._applied_index, self._applied_term, self._last_tid, self._next_oid, self._objects = state
         self._durable_index = self._applied_index  # a store that was just opened holds what it has on disk
 
@@ -72,11 +73,17 @@ class StateMachine(Commits):
 
     # ---- applying ------------------------------------------------------------------------------------
 
+    @property
+    def congested(self) -> bool:
+        """See `api.Engine.congested`."""
+        return self._store.congested
+
     def apply(self, entry: Entry) -> Applied:
         """See `api.Engine.apply`."""
         index = entry.index
         if index != self._applied_index + 1:
             raise ValueError(f"entry {index} cannot follow applied entry {self._applied_index}")
+        self._counts.clear()  # what it held is written
         cleaning, left = self._clean()
         changes: list[Change] = []
         outcome = self._decide(entry, changes)
@@ -122,6 +129,10 @@ class StateMachine(Commits):
                 return self._fragment(index, command.fragment, changes)
             case "allocate":
                 return self._allocate(index, command.allocate.count)
+            case "blob":
+                return self._blob(index, command.blob, changes)
+            case "expire_uploads":
+                return self._expire(index, command.expire_uploads, changes)
         return Applied(index, refused="a command of a kind that this version does not know")
 
     def _allocate(self, index: int, count: int) -> Applied:

@@ -209,19 +209,19 @@ class RaftCore:
         """Takes a message of a peer. What makes no sense is ignored. RaftInvariantError."""
         dispatch.step(self, message)
 
-    def take_output(self) -> Output:
-        """All effects since the last call. Call until it is empty: what is applied comes in bounded pieces."""
+    def take_output(self, apply: bool = True) -> Output:
+        """All effects since the last call, in bounded pieces: call until empty. Not `apply`: nothing to apply."""
         if self.role is Role.LEADER:
             leading.start_read_round(self)
             leading.send_entries(self)
         send, persist = self.outbox.take(HardState(self.term, self.vote), self.log)
         role = RoleChange(self.role, self.term, self.leader)
-        changed = role if role != self._announced else None
-        self._announced = role
+        changed, self._announced = role if role != self._announced else None, role
         membership = self.membership if self.membership != self._announced_membership else None
         self._announced_membership = self.membership
         fetch, self.fetch = self.fetch, None
-        return Output(send, persist, self._take_applicable(), *self.own_reads.take(), changed, membership, fetch)
+        applies = self._take_applicable() if apply else ()
+        return Output(send, persist, applies, *self.own_reads.take(), changed, membership, fetch)
 
     def has_output(self) -> bool:
         """Would `take_output` return anything but an empty Output?"""

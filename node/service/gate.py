@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from google.protobuf.message import DecodeError
 from raftstorage.node.admission import (
@@ -22,17 +23,16 @@ from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.failures import CODES
 from raftstorage.node.raft.types import Entry
-from raftstorage.node.service.replies import Answer
+from raftstorage.node.service.replies import OVERHEAD, Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.transactions import Coordinator
+from raftstorage.node.uploads import OWN, Uploads
 from raftstorage.proto import storage_pb2 as pb
 
-WRITES = frozenset({"vote", "finish", "commit", "allocate_oids"})
+WRITES = frozenset({"vote", "finish", "commit", "allocate_oids", "blob_chunk"})
 #: Whoever sends these waits for no answer.
 UNANSWERED = frozenset({"part"})
-#: Bytes of a request beside what it carries.
-_OVERHEAD = 64
 
 
 def restored(request: pb.Request, call: str) -> bytes:
@@ -48,8 +48,10 @@ def restored(request: pb.Request, call: str) -> bytes:
 def weight(request: pb.Request, call: str) -> int:
     """About how many bytes `request` keeps in memory until it is answered."""
     if call in ("vote", "commit", "part"):
-        return len(getattr(request, call).transaction) + _OVERHEAD
-    return _OVERHEAD
+        return len(getattr(request, call).transaction) + OVERHEAD
+    if call == "blob_chunk":
+        return len(request.blob_chunk.data) + OVERHEAD
+    return OVERHEAD
 
 
 class Gate:
@@ -62,10 +64,12 @@ class Gate:
         limits: SessionLimits,
         bounds: Bounds,
         room: Callable[[], Room],
+        uploads: Uploads,
     ) -> None:
         self.bounds = bounds
         self._driver = driver
         self._coordinator = coordinator
+        self._uploads = uploads
         self._most_blocked = limits.calls.part(2)
         self._most_waiting = limits.waiting_votes
         self._room = room
@@ -138,6 +142,8 @@ class Gate:
             case "allocate_oids":
                 if coordinator.oids.has(request.allocate_oids.count):
                     return None
+            case "blob_chunk":
+                return self._decide_chunk(session, request, size)
             case _:
                 return None
         blocked = session.blocked.amount()
@@ -146,6 +152,19 @@ class Gate:
             message = f"{blocked.items} transactions of this session wait for objects already"
             return Refusal(pb.BUSY, message, filled_ms(blocked, self._most_blocked))
         return decide(work, self._load(session, size), self.bounds, self._rate.rate)
+
+    def _decide_chunk(self, session: ClientSession, request: pb.Request, size: int) -> Refusal | None:
+        """Chunks wait outside the log, in a line of their own, and for both."""
+        uploads = self._uploads
+        if not request.blob_chunk.data:
+            return None
+        own = uploads.owned(session)
+        if own.reaches(OWN):
+            message = f"{own.items} chunks of {own.bytes} bytes of this session wait here already"
+            return Refusal(pb.BUSY, message, drained_ms(own, OWN, self._rate.rate))
+        load = self._load(session, size)
+        backlog = Amount(*map(sum, zip(load.backlog, uploads.waiting, strict=True)))
+        return decide(Work.NEW, replace(load, backlog=backlog), self.bounds, self._rate.rate)
 
     def _load(self, session: ClientSession, size: int) -> Load:
         held = self._coordinator.held

@@ -33,6 +33,7 @@ class NodeMetrics:
       `loads`      counter by `result`: "ok", "missing" (no such object or revision), "lagging", "error"
       `votes`      counter by `result`: "reserved", "conflict", "refused"
       `conflicts`  counter by `kind`: "write", "read"
+      `blob_bytes` counter by `direction`: "received" (chunks of uploads), "sent"
       `commits`    counter by `result`: "committed", "repeated", "conflict", "refused", "lost"
 
     For snapshots, by `event`:
@@ -51,6 +52,7 @@ class NodeMetrics:
             name + "conflicts", "Conflicting objects told to clients", ["kind"], registry=registry
         )
         self.commits = Counter(name + "commits", "Commits answered", ["result"], registry=registry)
+        self.blob_bytes = Counter(name + "blob_bytes", "Bytes of blobs", ["direction"], registry=registry)
         self.refused = Counter(name + "refused", "Calls refused", ["reason"], registry=registry)
         self.queue_items = Gauge(name + "queue_items", "What waits in a queue", ["queue"], registry=registry)
         self.queue_bytes = Gauge(name + "queue_bytes", "Bytes in a queue", ["queue"], registry=registry)

@@ -15,6 +15,7 @@ from raftstorage.node.service.session import ALL_BYTES, ClientSession
 from raftstorage.node.service.unready import Unready
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.transactions import Coordinator
+from raftstorage.node.uploads import Uploads
 
 
 def watch(
@@ -25,6 +26,7 @@ def watch(
     reads: Reads,
     barriers: Barriers,
     unready: Unready,
+    uploads: Uploads,
     limits: SessionLimits,
     bounds: Bounds,
 ) -> None:
@@ -41,6 +43,7 @@ def watch(
         lambda: _sum([one.calls.amount() for one in list(sessions)]),
     )
     metrics.watch_queue("proposals", bounds.voted, lambda: driver.backlog)
+    metrics.watch_queue("uploads", bounds.new, lambda: uploads.waiting)
     metrics.watch_queue("votes", bounds.held, lambda: coordinator.held.amount)
     metrics.watch_queue("blocked", Amount(limits.waiting_votes, 0), lambda: Amount(coordinator.waiting, 0))
     metrics.watch_queue("oids", Amount(MAX_WAITING, 0), lambda: Amount(coordinator.oids.waiting, 0))

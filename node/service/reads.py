@@ -21,13 +21,14 @@ Reply = Callable[[pb.Event], None]
 Steps = Generator[None, None, pb.Event]
 
 #: Calls that this module answers.
-CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size"})
+CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size", "load_blob"})
 #: How long a replica may take to catch up with a read, in seconds.
 PATIENCE = 0.2
 #: Reads that may wait for that at once, and the bytes of their requests.
 MAX_PARKED = Amount(50_000, 32 << 20)
 PAGE_BYTES = 1 << 20
 MAX_PAGE_BYTES = 16 << 20
+BLOB_BYTES = 256 << 10
 #: How much of that is read before the loop has its turn again.
 SLICE_BYTES = 1 << 20
 
@@ -179,12 +180,23 @@ class Reads:
                 except KeyError:
                     return _missing(wanted.oid)
                 return pb.Event(record=pb.Record(data=data, serial=wanted.serial))
+            case "load_blob":
+                return self._blob(request.load_blob)
             case "history":
                 return self._history(request.history)
             case "read_transactions":
                 return self._transactions(request.read_transactions)
         size, objects = engine.approximate_size()
         return pb.Event(size=pb.SizeReply(bytes=size, objects=objects))
+
+    def _blob(self, asked: pb.LoadBlob) -> pb.Event:
+        try:
+            data, size, crc32c = self._engine.load_blob(
+                asked.oid, asked.serial, asked.offset, asked.max_bytes or BLOB_BYTES
+            )
+        except KeyError:
+            return _missing(asked.oid)
+        return pb.Event(blob_data=pb.BlobData(data=data, size=size, crc32c=crc32c))
 
     def _history(self, asked: pb.History) -> Steps:
         try:

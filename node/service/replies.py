@@ -14,6 +14,10 @@ from raftstorage.proto import storage_pb2 as pb
 AGAIN = frozenset({pb.BUSY, pb.STORAGE_FULL, pb.NOT_LEADER, pb.LEADERSHIP_LOST, pb.STOPPING, pb.INTERNAL})
 
 
+#: Bytes of a request beside what it carries.
+OVERHEAD = 64
+
+
 class Account(Protocol):
     """Of what is under way; `gate.Gate` is one."""
 
@@ -84,6 +88,10 @@ class Answer:
             self._metrics.votes.labels(result).inc()
         elif self._call in ("finish", "commit"):
             self._metrics.commits.labels(self._commit_result(event)).inc()
+        elif kind == "blob_stored":
+            self._metrics.blob_bytes.labels("received").inc(self.size - OVERHEAD)
+        elif kind == "blob_data":
+            self._metrics.blob_bytes.labels("sent").inc(len(event.blob_data.data))
         self._session.put(event)
         self._account.finish(self._session, self.size, self._call, self.blocked)
 

@@ -8,6 +8,7 @@ from collections.abc import Sized
 
 import grpc
 from raftstorage.node.admission import Amount, Tally
+from raftstorage.node.service.pieces import Pieces, Sending
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.proto import storage_pb2 as pb
 
@@ -21,6 +22,8 @@ ALL_BYTES = 512 << 20
 RESTORE_PAUSE = 30.0
 #: Bytes of an event beside its payload, so that empty events count too.
 _OVERHEAD = 16
+#: What a large transaction's invalidations hold while they wait: they are made piece by piece.
+_PIECES_BYTES = 64 << 10
 
 
 class ClientSession:
@@ -34,6 +37,7 @@ class ClientSession:
         self.read_only = False
         self.greeted = False
         self.protocol = 0  # the version that is spoken with this client
+        self.takes_pages = False  # of invalidations
         #: Takes live invalidations above `after`; it has caught up with all before.
         self.live = False
         self.after = b""
@@ -48,7 +52,7 @@ class ClientSession:
         self._refused_restore: tuple[bytes, float] = (b"", 0.0)
         self._limits = limits
         self._crowd = crowd
-        self._queue: deque[tuple[pb.Event, int]] = deque()
+        self._queue: deque[tuple[pb.Event | Sending, int]] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
@@ -58,15 +62,21 @@ class ClientSession:
 
     def put(self, event: pb.Event, size: int | None = None) -> None:
         """Queues `event`. A client that does not take what it is sent loses the session."""
+        self._put(event, (event.ByteSize() if size is None else size) + _OVERHEAD)
+
+    def put_pieces(self, pieces: Pieces) -> None:
+        """As `put`."""
+        self._put(Sending(pieces, whole=not self.takes_pages), _PIECES_BYTES)
+
+    def _put(self, what: pb.Event | Sending, size: int) -> None:
         if self.closed or self.ended.done():
             return
-        size = (event.ByteSize() if size is None else size) + _OVERHEAD
         limits = self._limits
         if self._queue and (len(self._queue) >= limits.queue_items or self._bytes + size > limits.queue_bytes):
             self.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "the client does not take what it is sent")
             self._empty()  # it will not take it any more; the memory is for the others
             return
-        self._queue.append((event, size))
+        self._queue.append((what, size))
         self._bytes += size
         self._filled.set()
         self._look()
@@ -135,12 +145,24 @@ class ClientSession:
         await self._room.wait()
 
     def take(self) -> pb.EventBatch:
-        """What waits, up to BATCH_BYTES; empty when nothing does."""
+        """What waits, up to BATCH_BYTES. Empty when nothing does, or when the first thing is not made yet.
+
+        EngineError: what waits cannot be read.
+        """
         events: list[pb.Event] = []
         size = 0
         while self._queue and (not events or size + self._queue[0][1] <= BATCH_BYTES):
-            event, own = self._queue.popleft()
-            events.append(event)
+            what, own = self._queue[0]
+            if isinstance(what, Sending):
+                if events:
+                    break
+                event = what.take()
+                events = [event] if event is not None else []
+                if what.done:
+                    self._bytes -= self._queue.popleft()[1]
+                break  # a piece is enough for one turn of the loop
+            self._queue.popleft()
+            events.append(what)
             size += own
         self._bytes -= size
         self._look()
@@ -149,13 +171,20 @@ class ClientSession:
         return pb.EventBatch(events=events)
 
     async def write(self, context: grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]) -> None:
-        """Sends what is put, until `close`. Not to be cancelled while it sends: see `streams.let_finish`."""
+        """Sends what is put, until `close`. Not to be cancelled while it sends: see `streams.let_finish`.
+
+        EngineError as `take`.
+        """
         while True:
             await self._filled.wait()
             if self.closed:
                 return
             self._idle.clear()
-            await context.write(self.take())
+            batch = self.take()
+            if batch.events:
+                await context.write(batch)
+            else:
+                await asyncio.sleep(0)
             if not self._queue:
                 self._idle.set()
 

@@ -27,8 +27,9 @@ from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.streams import HELLO_SECONDS, WRITE_SECONDS, let_finish
+from raftstorage.node.service.telling import tell
 from raftstorage.node.service.transacting import Transacting, coordinator_limits
-from raftstorage.node.service.unready import Unready
+from raftstorage.node.service.unready import UNREADY_BYTES, Unready
 from raftstorage.node.service.validation import MAX_BATCH, SessionLimits, check_hello, check_request, fits
 from raftstorage.node.transactions import Coordinator
 from raftstorage.node.versions import VERSIONS, Versions, agreed
@@ -45,8 +46,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[pb.RequestBatch, pb.EventBatch]"
 TICK_SECONDS = 0.05
 #: Transactions in one event while a client catches up with invalidations.
 CATCH_UP_PAGE = 1000
-#: Of writes that wait for a new leader to be ready.
-UNREADY_BYTES = 64 << 20
 #: After this many requests in a row the loop gets its turn.
 FAIR_SHARE = 64
 STATUS = {code.value[0]: code for code in grpc.StatusCode}
@@ -95,10 +94,11 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             coordinator_limits(limits),
             propose_many=driver.propose_many,
         )
-        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal)
+        self._transacting = Transacting(self._coordinator, limits, self._damage_is_fatal, driver, clock, level)
+        uploads = self._transacting.uploads
         self._led_term = 0
         bounds = bounds or Bounds()
-        self._gate = Gate(driver, self._coordinator, limits, bounds, room)
+        self._gate = Gate(driver, self._coordinator, limits, bounds, room, uploads)
         self._barriers = Barriers(driver)
         self._unready = Unready(Amount(limits.waiting_votes, UNREADY_BYTES))
         queues.watch(
@@ -109,6 +109,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             self._reads,
             self._barriers,
             self._unready,
+            uploads,
             limits,
             bounds,
         )
@@ -140,17 +141,12 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         for _entry, outcome in entries:
             if outcome.tid is None or outcome.repeated:
                 continue
-            event = pb.Event()
-            # In place: an event of a million oids takes a tenth of a second to copy.
-            event.invalidations.transactions.add(tid=outcome.tid).oids.extend(outcome.oids)
-            size = event.ByteSize()
-            for session in self._sessions:
-                if session.live and outcome.tid > session.after:
-                    session.put(event, size)
+            change = outcome.tid, outcome.oids
+            tell([change], [each for each in self._sessions if each.live and outcome.tid > each.after])
         self._gate.applied(entries)
         self._reads.applied()
         self._coordinator.applied(entries, _now())
-        self._transacting.go_on()
+        self._transacting.applied(entries)
 
     def _role(self, change: RoleChange) -> None:
         leads = change.role is Role.LEADER
@@ -222,7 +218,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._sessions[session] = None
         self._metrics.sessions.inc()
         reader = asyncio.create_task(self._read(session, request_iterator))
-        writer = asyncio.create_task(session.write(context))
+        writer = asyncio.create_task(self._send(session, context))
         greeting = asyncio.get_running_loop().call_later(HELLO_SECONDS, session.expect_greeting)
         try:
             try:
@@ -259,6 +255,10 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         with self._damage_is_fatal():
             self._coordinator.session_closed(session, _now())
 
+    async def _send(self, session: ClientSession, context: Context) -> None:
+        with self._damage_is_fatal():  # large changes are read when they are sent
+            await session.write(context)
+
     async def _read(self, session: ClientSession, batches: AsyncIterator[pb.RequestBatch]) -> None:
         with self._damage_is_fatal():
             await self._serve(session, batches)
@@ -293,7 +293,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             await session.written()
             session.end(STATUS[problem.code], problem.message)
             return False
-        session.read_only = hello.read_only
+        session.read_only, session.takes_pages = hello.read_only, hello.takes_pages
         session.after = hello.after_tid or self._engine.last_tid
         welcome = welcome_message(self._driver, self._identity.cluster_id, self._limits, speaks, self._level())
         term, leader = self._driver.term, self._driver.leader
@@ -302,8 +302,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
             page = self._engine.changed_since(session.after, CATCH_UP_PAGE)
             if not page:
                 break
-            changes = [pb.Invalidation(tid=tid, oids=oids) for tid, oids in page]
-            session.put(pb.Event(invalidations=pb.Invalidations(transactions=changes)))
+            tell(page, [session])
             session.after = page[-1][0]
             await asyncio.sleep(0)
             await session.room()
@@ -380,6 +379,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 answer(pb.Event(aborted=pb.Aborted()))
             case "allocate_oids":
                 self._coordinator.allocate_oids(request.allocate_oids.count, answer)
+            case "blob_chunk":
+                self._transacting.chunk(session, request.blob_chunk, answer)
             case _:
                 raise AssertionError(f"no handler for {call}")
         answer.later = True

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Protocol
 
+from raftstorage.node.driver import Driver
+from raftstorage.node.engine.api import Applied
 from raftstorage.node.failures import failure
 from raftstorage.node.oids import Reply
-from raftstorage.node.parts import PartGatherer, PartLimits, Parts
-from raftstorage.node.service.validation import SessionLimits, parse_part, parse_transaction
+from raftstorage.node.parts import Parsed, PartGatherer, PartLimits, Parts
+from raftstorage.node.raft.types import Entry
+from raftstorage.node.service.validation import (
+    SessionLimits,
+    check_level,
+    parse_part,
+    parse_transaction,
+    unsupported,
+)
 from raftstorage.node.transactions import Coordinator
+from raftstorage.node.uploads import Uploads
 from raftstorage.node.works import CoordinatorLimits
+from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
 
@@ -42,14 +52,24 @@ def coordinator_limits(limits: SessionLimits) -> CoordinatorLimits:
 
 class Transacting:
     """Gathers parts, checks what comes, and lets the coordinator go on with large transactions in turns of the
-    loop that others share. `guard`: around what reaches the engine."""
+    loop that others share; takes uploads. `guard`: around what reaches the engine. `level()`: the feature level.
+    """
 
     def __init__(
-        self, coordinator: Coordinator, limits: SessionLimits, guard: Callable[[], AbstractContextManager[None]]
+        self,
+        coordinator: Coordinator,
+        limits: SessionLimits,
+        guard: Callable[[], AbstractContextManager[None]],
+        driver: Driver,
+        clock: Callable[[], float],
+        level: Callable[[], int],
     ) -> None:
         self._coordinator = coordinator
         self._limits = limits
         self._guard = guard
+        self._driver = driver
+        self._level = level
+        self.uploads = Uploads(driver.engine, driver.propose, lambda: driver.term, clock)
         largest = limits.max_transaction_bytes
         self._gatherer = PartGatherer(
             PartLimits(
@@ -60,7 +80,6 @@ class Transacting:
                 seconds=limits.lease_ms / 1000,
             )
         )
-        self._parse_part = partial(parse_part, limits=limits)
         self._turn_scheduled = False
 
     def part(self, session: object, part: pb.Part, leads: bool, now: float) -> pb.Failure | None:
@@ -69,6 +88,16 @@ class Transacting:
         if not leads:
             return self._gatherer.refuse(session, identity, number, _not_leader(), now)
         return self._gatherer.add(session, identity, number, part.transaction, self._parse_part, now)
+
+    def chunk(self, session: object, chunk: pb.BlobChunk, reply: Reply) -> None:
+        """Of a blob."""
+        most = self._limits.max_blob_bytes
+        if self._level() < HISTORY_LEVEL:
+            reply(pb.Event(failure=unsupported("blobs")))
+        elif most and chunk.offset + len(chunk.data) > most:
+            reply(pb.Event(failure=failure(pb.TOO_LARGE, f"a blob may have {most} bytes")))
+        else:
+            self.uploads.chunk(session, chunk, reply)
 
     def begin(self, begin: Begin, session: object, asked: pb.Vote | pb.Commit, now: float, reply: Reply) -> bool:
         """A vote or a commit; True if it restores, that is, brings its tid."""
@@ -82,7 +111,7 @@ class Transacting:
             parts = gathered
         else:
             self._gatherer.drop(session, identity)
-        parsed = parse_transaction(body, self._limits)
+        parsed = self._known(parse_transaction(body, self._limits))
         if parts is not None and isinstance(parsed, pb.Transaction):
             parsed = self._rest(parts, parsed, len(body)) or parsed
         if isinstance(parsed, pb.Failure):
@@ -92,6 +121,15 @@ class Transacting:
         begin(session, identity, parsed, body, now, reply, parts)
         self.go_on()
         return restores
+
+    def _parse_part(self, body: bytes) -> Parsed:
+        return self._known(parse_part(body, self._limits))
+
+    def _known(self, parsed: Parsed) -> Parsed:
+        """Refused when not all members know what it needs."""
+        if isinstance(parsed, pb.Failure):
+            return parsed
+        return check_level(parsed.records, self._level()) or parsed
 
     def _rest(self, parts: Parts, rest: pb.Transaction, size: int) -> pb.Failure | None:
         most = self._limits.max_transaction_bytes
@@ -104,13 +142,22 @@ class Transacting:
 
     def closed(self, session: object) -> None:
         self._gatherer.closed(session)
+        self.uploads.session_closed(session)
 
     def tick(self, now: float) -> None:
         self._gatherer.tick(now)
+        if self._driver.is_ready_leader:
+            with self._guard():
+                self.uploads.tick(now)
+        self.go_on()
+
+    def applied(self, entries: Sequence[tuple[Entry, Applied]]) -> None:
+        self.uploads.applied(entries)
         self.go_on()
 
     def lost_leadership(self) -> None:
         self._gatherer.refuse_all(_not_leader())
+        self.uploads.lost_leadership()
 
     def go_on(self) -> None:
         """Goes on with large transactions, if there are any, in later turns of the loop."""

@@ -12,6 +12,8 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: How long one waits, in seconds.
 PATIENCE = 1.0
+#: Of all that waits.
+UNREADY_BYTES = 64 << 20
 
 
 class Waiting(NamedTuple):

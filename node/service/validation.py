@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import google_crc32c
 from google.protobuf.message import DecodeError
 from raftstorage.node.admission import Amount
 from raftstorage.node.failures import failure
 from raftstorage.node.tids import LAST_GIVEN
-from raftstorage.proto import PART_BYTES, PART_OBJECTS
+from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL, PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 from raftstorage.proto.versions import Range, agreed, named, spoken
 
@@ -19,6 +21,8 @@ MAX_HISTORY = 10_000
 MAX_OIDS = 10_000
 MAX_CHECKS = 1_000_000
 MAX_BATCH = 1024
+#: Of a blob, in one answer.
+MAX_BLOB_READ = 1 << 20
 
 _HEX_ID = re.compile(r"[0-9a-fA-F]{32}")
 
@@ -33,8 +37,8 @@ class SessionLimits:
     `calls`: requests of one session that are under way; `sessions`: how many of them there may be.
     Of large transactions that come in parts, before their vote or commit: `session_part_bytes` (0: twice the
     largest one) for each session, `part_bytes` (0: four times) for all. `held_bytes` (0: four times): of all that
-    is voted for, waits or is proposed. `slice_objects`: of one that are compared with the database in a turn of
-    the loop; 0: as many as take a few milliseconds.
+    is voted for, waits or is proposed. `max_blob_bytes`: of one blob; 0: as many as it likes. `slice_objects`: of
+    one transaction that are compared with the database in a turn of the loop; 0: what takes some milliseconds.
     """
 
     max_record_bytes: int = 64 << 20
@@ -48,6 +52,7 @@ class SessionLimits:
     session_part_bytes: int = 0
     part_bytes: int = 0
     held_bytes: int = 0
+    max_blob_bytes: int = 0
     slice_objects: int = 0
 
 
@@ -89,6 +94,13 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             return _identity(request.part.transaction_id)
         case "hello":
             return invalid("a Hello is the first request of a stream and no other")
+        case "blob_chunk":
+            return _blob_chunk(request.blob_chunk)
+        case "load_blob":
+            blob = request.load_blob
+            if blob.max_bytes > MAX_BLOB_READ:
+                return invalid(f"max_bytes {blob.max_bytes} is not between 0 and {MAX_BLOB_READ}")
+            return _tids(blob.at_least) or _eight("oid", blob.oid) or _eight("serial", blob.serial)
         case "read_barrier" | "size":
             return None
     return invalid("a call that this node does not know")
@@ -175,6 +187,10 @@ def _check_transaction(
         if oid in seen:
             return invalid("an oid is stored twice", oid)
         restoring = part or transaction.tid  # of a part: shows in the rest
+        if record.HasField("blob") and not _fits(record):
+            return invalid(
+                "a blob has an upload id of 16 bytes or a serial of 8, and goes with a record's end", oid
+            )
         if record.no_data and (not restoring or record.data or record.more):
             return invalid("no_data is for restoring, and comes without data", oid)
         seen.add(oid)
@@ -186,6 +202,34 @@ def _check_transaction(
         if check.oid in seen:
             return invalid("an oid is checked twice", check.oid)
         seen.add(check.oid)
+    return None
+
+
+def _fits(record: pb.NewRecord) -> bool:
+    whence = (len(record.blob.upload_id), len(record.blob.same_as))
+    return whence in ((16, 0), (0, 8)) and not record.no_data and not record.more
+
+
+def check_level(records: Iterable[pb.NewRecord], level: int) -> pb.Failure | None:
+    """Why records cannot be written while the members' feature level is `level`."""
+    if level < HISTORY_LEVEL and any(record.HasField("blob") for record in records):
+        return unsupported("blobs")
+    return None
+
+
+def unsupported(what: str) -> pb.Failure:
+    return failure(pb.UNSUPPORTED, f"not all members of the cluster know {what} yet")
+
+
+def _blob_chunk(chunk: pb.BlobChunk) -> pb.Failure | None:
+    if len(chunk.upload_id) != 16:
+        return invalid(f"an upload id must have 16 bytes, not {len(chunk.upload_id)}")
+    if len(chunk.data) > BLOB_CHUNK_BYTES:
+        return invalid(f"a chunk of {len(chunk.data)} bytes; {BLOB_CHUNK_BYTES} are allowed")
+    if chunk.offset + len(chunk.data) >= 1 << 63:
+        return invalid("there are no such large blobs")
+    if int(google_crc32c.value(chunk.data)) != chunk.crc32c:
+        return invalid("the chunk's checksum does not fit: it was damaged on its way")
     return None
 
 

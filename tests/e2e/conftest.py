@@ -19,6 +19,8 @@ from raftstorage.proto import storage_pb2 as pb
 from ZODB.Connection import TransactionMetaData
 from ZODB.utils import maxtid, z64
 
+from tests.e2e.charts import pinned_helm
+
 #: How long a node may take to answer a single call.
 ANSWER_SECONDS = 30.0
 #: How long no commit may be acknowledged while nodes die and others take over.
@@ -252,3 +254,8 @@ def metrics() -> Callable[[str], list[tuple[str, dict[str, str], float]]]:
         ]
 
     return metrics
+
+
+@pytest.fixture(scope="session")
+def helm() -> str:
+    return pinned_helm()

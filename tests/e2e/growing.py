@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from raftstorage.client import ClientStorage
+from raftstorage.node.versions import FEATURE_LEVEL
 from raftstorage.ops import members
 from raftstorage.ops.errors import CommandError
 from raftstorage.ops.local import LocalCluster
@@ -102,8 +103,8 @@ def nothing_changed(cluster: LocalCluster) -> Iterator[None]:
     assert before == after
 
 
-def settled(cluster: LocalCluster, level: int = 1) -> pb.MembersReply:
-    """The membership once all directories are known in it and the level is what all can."""
+def settled(cluster: LocalCluster, level: int = FEATURE_LEVEL) -> pb.MembersReply:
+    """The membership once all directories are known in it and the level is what all can: the newest by default."""
 
     def done() -> pb.MembersReply | None:
         reply = membership(cluster)

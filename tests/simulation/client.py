@@ -7,11 +7,12 @@ is done here in the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from raftstorage.client.cache.records import OVERHEAD_BYTES, RecordCache
 from raftstorage.client.cluster import policy
 from raftstorage.client.cluster.bodies import LargeBody
 from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown, StorageFull
@@ -130,6 +131,11 @@ class SimClient:
             metrics(),
             client_id=self.rng.randbytes(16).hex(),
         )
+        # Half of the clients have a cache, of which most is too small for all objects or remembers few changes.
+        rng = world.random(f"cache {number}")
+        entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
+        self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
+        self.feed.on_change = self.cache.invalidate
         self._oids: list[bytes] = []
         self._opened = False
         self.in_parts = 0  # transactions that were acknowledged
@@ -171,6 +177,7 @@ class SimClient:
                 continue
             break
         self.feed.last = self.replicas.begin(tid)
+        self.cache.start(self.feed.last)
         self.history.events.append(Opened(self.number, self.world.now, self.feed.last))
 
     async def read_point(self) -> bytes:
@@ -181,6 +188,9 @@ class SimClient:
     async def load(self, oid: bytes, snapshot: bytes) -> tuple[bytes, bytes] | None:
         """(data, serial) at `snapshot`; None: there is no such object there."""
         before = (int.from_bytes(snapshot) + 1).to_bytes(8)
+        cached = self.cache.load_before(oid, before)
+        if cached is not None:
+            return cached.data, cached.serial
         call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=snapshot))
         try:
             event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS), reading=True)
@@ -188,7 +198,11 @@ class SimClient:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
             raise
-        return (event.record.data, event.record.serial) if event.record.serial else None
+        record = event.record
+        if not record.serial:
+            return None
+        self.cache.store(oid, record.data, record.serial, record.next_serial or None, snapshot)
+        return record.data, record.serial
 
     async def new_oid(self) -> bytes:
         if not self._oids:
@@ -217,15 +231,20 @@ class SimClient:
         checks: Sequence[bytes] = (),
         *,
         one_phase: bool = False,
-    ) -> None:
-        """Reads `oids` and `checks` at a snapshot, commits what `change` makes of them; in the history.
+        blobs: Mapping[bytes, pb.Blob] | None = None,
+        began: Callable[[bytes], None] = lambda identity: None,
+    ) -> bytes:
+        """Reads `oids` and `checks` at a snapshot, commits what `change` makes of them; in the history. The tid.
+
+        `blobs`: of records by oid. `began` hears the commit's identity.
 
         ClientDisconnected, Refused: nothing was committed, for certain.
         """
         values = dict(await self.read([*oids, *checks], linearizable=False))
         snapshot = self.feed.last
         begun = self.world.now
-        work = Transaction(self.rng.randbytes(16), self.name, change, values, checks, self.part_bytes)
+        work = Transaction(self.rng.randbytes(16), self.name, change, values, checks, self.part_bytes, blobs)
+        began(work.identity)
 
         def record(outcome: Any, tid: bytes | None = None) -> None:
             self.history.events.append(
@@ -259,6 +278,9 @@ class SimClient:
             self.feed.release()
             raise
         self.feed.finish(tid, lambda own: self._told(own, list(work.writes)), 0.0)
+        for oid, data in work.writes.items():
+            self.cache.store(oid, data, tid, None, tid)
+        return tid
 
     async def _vote(self, work: Transaction) -> str:
         """The address of the leader that has voted for it. Some conflicts are resolved. Errors as `commit`'s."""

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
+from raftstorage.client.cache.records import RecordCache
 from raftstorage.client.cluster import policy, refusals
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.replicas import Replicas
@@ -31,6 +32,7 @@ from raftstorage.node.wal import format as wal_format
 from raftstorage.node.wal.segment import Segment
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.simulation import mutants_of_blobs as blobs
 from tests.simulation import mutants_of_growth as growth
 from tests.simulation import mutants_of_parts as parts
 from tests.simulation import mutants_of_scarcity as scarcity
@@ -281,6 +283,34 @@ def believes_every_stream() -> AbstractContextManager[object]:
     return patched(Feed, "accept", accept)
 
 
+def caches_what_a_change_has_overtaken() -> AbstractContextManager[object]:
+    """An answer counts as current at the tid that the cache knows, not at the one that was asked for."""
+    original = RecordCache.store
+
+    def store(
+        self: RecordCache, oid: bytes, data: bytes, serial: bytes, next_serial: bytes | None, as_of: bytes
+    ) -> None:
+        original(self, oid, data, serial, next_serial, self.known)
+        if next_serial is None and not self.has(oid, self.known):
+            self._changed.pop(oid, None)
+            original(self, oid, data, serial, next_serial, self.known)
+
+    return patched(RecordCache, "store", store)
+
+
+def moves_on_before_the_cache_is_told() -> AbstractContextManager[object]:
+    """Every change is told to the cache when the next one comes."""
+    original = RecordCache.invalidate
+
+    def invalidate(self: RecordCache, tid: bytes, oids: Sequence[bytes]) -> None:
+        late = getattr(self, "late", None)
+        if late is not None:
+            original(self, *late)
+        self.late = tid, oids  # type: ignore[attr-defined]
+
+    return patched(RecordCache, "invalidate", invalidate)
+
+
 MUTANTS: list[Mutant] = [
     *core.MUTANTS,
     core.commits_older_terms,
@@ -323,6 +353,9 @@ MUTANTS: list[Mutant] = [
     retries_under_another_name,
     reads_anywhere,
     believes_every_stream,
+    caches_what_a_change_has_overtaken,
+    moves_on_before_the_cache_is_told,
+    *blobs.BLOB_MUTANTS,
 ]
 
 #: Nobody has seen the simulator catch these yet; those of `changes` are caught by the core's own tests.
@@ -364,6 +397,9 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "cleans_more_than_was_forgotten": ("kill", "left behind"),
     "installs_before_it_is_written": ("left behind",),
     "commits_older_terms": ("slow then cut",),
+    "ends_uploads_that_were_taken": ("clock",),
+    "appends_what_is_there_already": ("reset", "split"),
+    "says_that_it_has_what_it_has_only_proposed": ("slow then cut", "stale leader"),
     "cuts_damage_like_a_torn_tail": ("flip", "kill"),
     "forgets_its_vote": ("contest",),
     "forgets_who_was_away": ("split", "reset"),

@@ -32,8 +32,9 @@ from raftstorage.node.service.sessions import StorageService
 from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
+from raftstorage.proto import HISTORY_LEVEL
 
-from tests.simulation.around import Crash, Peer, Timeouts, Wire
+from tests.simulation.around import Crash, Peer, Timeouts, Uneven, Wire
 from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
 from tests.simulation.store import Contents, SimEngine, SimStore, copied
@@ -53,6 +54,8 @@ RESERVE = PLENTY // 10
 SILENT_SECONDS = 1.0
 #: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
 MESSAGE_ENTRIES = (1, 3, 16, 16)
+EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
+CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
 
 @cache
@@ -92,6 +95,7 @@ class SimNode:
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
         self._fault_rng = world.random(f"disk {node_id}")
+        self._pace_rng = world.random(f"pace {node_id}")
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
@@ -104,7 +108,9 @@ class SimNode:
         network.hosts[node_id] = self
 
     def _new_store(self) -> SimStore:
-        return SimStore(lambda: self._rng.random() < 0.1, self.point)
+        return SimStore(
+            lambda: self._rng.random() < 0.1, self.point, lambda: self._pace_rng.random() < CONGESTED_CHANCE
+        )
 
     # ---- life ------------------------------------------------------------------------------------------
 
@@ -162,6 +168,7 @@ class SimNode:
                 self, log, loop, done, fatal, install
             ),
             in_thread=self._in_thread,
+            clock=Uneven(self),
         )
         self.wal = wal
         self.engine = engine
@@ -183,7 +190,9 @@ class SimNode:
             clock=self._wall_clock,
             bounds=self.bounds,
             room=lambda: disk.room,
+            level=lambda: HISTORY_LEVEL,
         )
+        self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)
         self.driver.on_role.append(self._role)
         self.driver.on_fetch.append(self._wanted)

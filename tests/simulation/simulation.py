@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from raftstorage.node.engine.api import EngineError
 
+from tests.simulation.blobs import Ledger, jumps
 from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
@@ -28,8 +29,8 @@ from tests.unit.engine.commands import everything
 
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
-#: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
-PART_BYTES = (0, 0, 0, 64, 100, 250)
+#: The smallest cut a list of some tokens into pieces, and have every second register of a transaction by itself.
+PART_BYTES = (0, 0, 0, 112, 150, 300)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Plan:
     faults: tuple[Fault, ...]
     #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
     part_bytes: int = 0
+    blobs: float = 0.0  # share of transactions
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -63,8 +65,9 @@ class Plan:
         faults = draw(rng, range(1, nodes + 1), seconds, only)
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
+        blobs = rng.choice((0.0, 0.15, 0.6))
         part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), part_bytes)
+        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), part_bytes, blobs)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Result:
     changes: int
     snapshots: int
     in_parts: int
+    uploads: int
+    blobs: int
+    ended: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -95,6 +101,9 @@ class Result:
             "membership changes": self.changes,
             "snapshots installed": self.snapshots,
             "acknowledged in parts": self.in_parts,
+            "uploads": self.uploads,
+            "blobs committed": self.blobs,
+            "uploads that ended although they were wanted": self.ended,
         }
 
 
@@ -116,7 +125,11 @@ class Simulation:
             SimClient(n, self.world, self.network, addresses, self.history, plan.part_bytes)
             for n in range(plan.clients)
         ]
-        self.workloads = [Workload(self.world, c, self.objects, plan.pause) for c in self.clients]
+        clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
+        self.ledger = Ledger(jumps(clocks))
+        self.workloads = [
+            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs) for c in self.clients
+        ]
         names = [client.name for client in self.clients]
         self.breaker = Breaker(self.world, self.network, self.nodes, names)
         self.operator = Operator(self.world, self.nodes, self._new_node)
@@ -155,6 +168,9 @@ class Simulation:
             self.operator.changes,
             self.watcher.snapshots,
             sum(client.in_parts for client in self.clients),
+            self.ledger.uploads,
+            len(self.ledger.revisions),
+            self.ledger.ended,
         )
 
     def _run(self) -> None:
@@ -229,11 +245,14 @@ class Simulation:
     def _check_history(self) -> None:
         engine = self._sound()[0].engine
         try:
-            truth = [
-                Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
-                for each in everything(engine)
-            ]
+            transactions = everything(engine)
+            for node in self._sound():
+                self.ledger.check(node.engine, transactions)
         except EngineError as error:
             raise Violation(f"the database cannot be read: {error}") from error
+        truth = [
+            Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
+            for each in transactions
+        ]
         objects = self.objects
         check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)

@@ -24,12 +24,20 @@ def copied(contents: Contents) -> Contents:
 class SimStore(MemoryStore):
     """Like RocksDB without its own log: a crash takes the store back to its last flush."""
 
-    def __init__(self, flush_chance: Callable[[], bool], point: Callable[[str], None]) -> None:
+    def __init__(
+        self, flush_chance: Callable[[], bool], point: Callable[[str], None], congested: Callable[[], bool]
+    ) -> None:
         super().__init__()
+        self._congested = congested
         self._point = point
         self.durable: Contents = ({f: {} for f in self._values}, {f: [] for f in self._keys})
         self._pending: list[Sequence[Change]] = []
         self._flush_chance = flush_chance
+
+    @property
+    def congested(self) -> bool:  # type: ignore[override]
+        """Now and then, until the driver asks again."""
+        return self._congested()
 
     def write(self, changes: Sequence[Change]) -> None:
         super().write(changes)
@@ -58,7 +66,9 @@ class SimStore(MemoryStore):
 
 
 class SimEngine(StateMachine):
-    """The production engine, with places where a crash may strike."""
+    """The production engine, with places where a crash may strike, and small chunks."""
+
+    blob_chunk_bytes = 16
 
     def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
         super().__init__(store)

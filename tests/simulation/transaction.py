@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from raftstorage.client.cluster.bodies import Body, Record, make_body
 from raftstorage.client.cluster.policy import Z64
@@ -16,13 +16,21 @@ class Transaction:
     the oids in `checks`. `part_bytes`: see make_body."""
 
     def __init__(
-        self, identity: bytes, user: str, change: Change, values: Values, checks: Sequence[bytes], part_bytes: int
+        self,
+        identity: bytes,
+        user: str,
+        change: Change,
+        values: Values,
+        checks: Sequence[bytes],
+        part_bytes: int,
+        blobs: Mapping[bytes, pb.Blob] | None = None,
     ) -> None:
         self.identity = identity
         self._user = user
         self._change = change
         self._values = values
         self._part_bytes = part_bytes
+        self._blobs = blobs or {}
         self.checked = {oid: self._serial(oid) for oid in checks}
         self._make()
 
@@ -33,7 +41,9 @@ class Transaction:
     def _make(self) -> None:
         self.writes = self._change(self._values)
         self.bases = {oid: self._serial(oid) for oid in self.writes}
-        records = {oid: Record(oid, self.bases[oid], data) for oid, data in self.writes.items()}
+        records = {
+            oid: Record(oid, self.bases[oid], data, blob=self._blobs.get(oid)) for oid, data in self.writes.items()
+        }
         head = pb.Transaction(user=self._user.encode(), description=self.identity)
         self.body: Body = make_body(head, records, self.checked, True, self._part_bytes)
 

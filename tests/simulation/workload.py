@@ -6,6 +6,7 @@ import asyncio
 
 from raftstorage.client.cluster.errors import ClusterError
 
+from tests.simulation.blobs import BlobWork, Ledger
 from tests.simulation.choices import Choices, Creating, Objects, Reading, Writing
 from tests.simulation.client import Refused, SimClient
 from tests.simulation.world import Violation, World
@@ -14,13 +15,18 @@ from tests.simulation.world import Violation, World
 class Workload:
     """Runs on one client until `stop`, and counts nothing: the history tells."""
 
-    def __init__(self, world: World, client: SimClient, objects: Objects, pause: float) -> None:
+    def __init__(
+        self, world: World, client: SimClient, objects: Objects, pause: float, ledger: Ledger, blobs: float
+    ) -> None:
+        """`blobs`: the share of its transactions that are about such."""
         self._world = world
         self.client = client
         self._objects = objects
         self._pause = pause
         self._rng = world.random(f"workload {client.number}")
         self._choices = Choices(self._rng, objects, self._rng.choice((0.2, 0.4, 0.95)))
+        self._blobs = blobs
+        self._blob_work = BlobWork(client, ledger, world.random(f"blobs {client.number}"), self._new_oid)
         self.stopping = False
         self.finished = False
 
@@ -61,6 +67,9 @@ class Workload:
         await self.client.read(self._objects.registers, linearizable=True)
 
     async def _transaction(self) -> None:
+        if self._blobs and self._rng.random() < self._blobs:
+            await self._blob_work.work()
+            return
         match self._choices.next():
             case Reading(oids, linearizable):
                 await self.client.read(oids, linearizable=linearizable)

@@ -28,7 +28,38 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* host:port of the pod with ordinal `.ordinal`, under the name that outlives the pod. */}}
 {{- define "raftstorage.member" -}}
 {{- $name := include "raftstorage.fullname" .root -}}
-{{- printf "%s-%d.%s-peers.%s.svc.%s:%d" $name .ordinal $name .root.Release.Namespace .root.Values.clusterDomain (int .root.Values.ports.grpc) -}}
+{{- printf "%s-%d.%s" $name .ordinal (include "raftstorage.domain" .root) -}}
+{{- end -}}
+
+{{/* What follows a pod's name in that. */}}
+{{- define "raftstorage.domain" -}}
+{{- printf "%s-peers.%s.svc.%s:%d" (include "raftstorage.fullname" .) .Release.Namespace .Values.clusterDomain (int .Values.ports.grpc) -}}
+{{- end -}}
+
+{{/* How many nodes founded the cluster: what the StatefulSet says, which remembers it, or what is installed first. */}}
+{{- define "raftstorage.founders" -}}
+{{- if .Values.foundingReplicaCount -}}
+{{- int .Values.foundingReplicaCount -}}
+{{- else -}}
+{{- $there := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftstorage.fullname" .) -}}
+{{- if $there -}}
+{{- dig "metadata" "annotations" "raftstorage/founders" (toString (int $there.spec.replicas)) $there | int -}}
+{{- else -}}
+{{- int .Values.replicaCount -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* How many nodes there are now, as far as is known; those above replicaCount are to go. */}}
+{{- define "raftstorage.before" -}}
+{{- $there := lookup "apps/v1" "StatefulSet" .Release.Namespace (include "raftstorage.fullname" .) -}}
+{{- if .Values.shrinkFrom -}}
+{{- int .Values.shrinkFrom -}}
+{{- else if $there -}}
+{{- int $there.spec.replicas -}}
+{{- else -}}
+{{- int .Values.replicaCount -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "raftstorage.addresses" -}}

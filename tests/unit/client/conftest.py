@@ -370,7 +370,9 @@ def registry() -> CollectorRegistry:
 
 @pytest.fixture
 def storage(cluster: FakeCluster, registry: CollectorRegistry) -> Iterator[ClientStorage]:
-    client = ClientStorage(cluster.addresses, wait_timeout=5.0, commit_timeout=5.0, registry=registry, name="test")
+    client = ClientStorage(
+        cluster.addresses, wait_timeout=5.0, commit_timeout=5.0, cache_size=0, registry=registry, name="test"
+    )
     yield client
     client.close()
 

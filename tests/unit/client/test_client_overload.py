@@ -221,9 +221,9 @@ def test_restoring_goes_on_where_it_was_put_off(cluster: Any, storage: Any) -> N
 
     def progress(transactions: int, volume: int) -> None:
         if transactions == 5:
-            cluster.fail_next["commit"] = [pb.BUSY] * 64  # all that is under way, as a node does it
+            cluster.fail_next["commit"] = [pb.BUSY] * 20  # all that is under way, as a node does it
         if transactions == 15:
-            cluster.fail_next["commit"] = [pb.STORAGE_FULL] * 64
+            cluster.fail_next["commit"] = [pb.STORAGE_FULL] * 20
 
     storage.copyTransactionsFrom(other, progress=progress)
     assert [tid for tid, _ in cluster.log] == tids

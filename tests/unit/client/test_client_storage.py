@@ -206,7 +206,9 @@ def test_a_silent_leader_is_left_when_another_one_takes_over(cluster: Any, stora
 
 
 def test_a_commit_without_an_answer_is_neither_success_nor_failure(cluster: Any, registry: Any) -> None:
-    storage = ClientStorage(cluster.addresses, commit_timeout=0.5, wait_timeout=5, registry=registry, name="test")
+    storage = ClientStorage(
+        cluster.addresses, commit_timeout=0.5, wait_timeout=5, cache_size=0, registry=registry, name="test"
+    )
     oid = b"\0" * 7 + b"\1"
     transaction = begin(storage, oid, Z64, b"data")
     storage.tpc_vote(transaction)
@@ -295,14 +297,14 @@ def test_reads_without_a_leader(
     tid = cluster.commit_elsewhere(b"\0" * 7 + b"\1")
     run_in_loop(lambda: setattr(cluster, "leader", 0))
     cluster.stop(1, 2)
-    storage = ClientStorage(cluster.addresses, registry=registry, wait_timeout=5)
+    storage = ClientStorage(cluster.addresses, cache_size=0, registry=registry, wait_timeout=5)
     assert storage.lastTransaction() == tid
     assert storage.load(b"\0" * 7 + b"\1") == (b"elsewhere", tid)
     storage.close()
 
 
 def test_members_are_learnt(cluster: Any, registry: CollectorRegistry) -> None:
-    storage = ClientStorage(cluster.nodes[2].address, registry=registry, wait_timeout=5)
+    storage = ClientStorage(cluster.nodes[2].address, cache_size=0, registry=registry, wait_timeout=5)
     commit(storage, b"\0" * 7 + b"\1")
     cluster.stop(2)
     cluster.lead(3)
@@ -312,7 +314,9 @@ def test_members_are_learnt(cluster: Any, registry: CollectorRegistry) -> None:
 
 
 def test_linearizable_sync_sees_what_was_committed(cluster: Any, registry: CollectorRegistry) -> None:
-    storage = ClientStorage(cluster.addresses, registry=registry, consistency="linearizable", wait_timeout=5)
+    storage = ClientStorage(
+        cluster.addresses, cache_size=0, registry=registry, consistency="linearizable", wait_timeout=5
+    )
     tid = cluster.commit_elsewhere(b"\0" * 7 + b"\1")
     storage.sync()
     assert storage.lastTransaction() == tid

@@ -170,7 +170,7 @@ def failing_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def test_a_write_that_failed_ends_the_node_and_not_the_process(place: str, failing_disk: threading.Event) -> None:
-    storage, other = ClientStorage(place), ClientStorage(place)
+    storage, other = ClientStorage(place, cache_size=0), ClientStorage(place, cache_size=0)
     oid = commit(storage, b"before")
     failing_disk.set()
     begun = time.monotonic()
@@ -199,7 +199,7 @@ def test_a_write_that_failed_ends_the_node_and_not_the_process(place: str, faili
 
 
 def test_a_database_that_cannot_be_read_ends_the_node(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = ClientStorage(place)
+    storage = ClientStorage(place, cache_size=0)
     oid = commit(storage, b"before")
 
     def damaged(self: StateMachine, oid: bytes, tid: bytes) -> None:

@@ -70,6 +70,21 @@ def kinds(cluster: FakeCluster, node: int) -> list[str]:
 # ---- bodies -------------------------------------------------------------------------------------------------
 
 
+def test_a_blob_goes_with_the_piece_that_ends_its_record() -> None:
+    blob = pb.Blob(upload_id=b"u" * 16, size=(1 << 40) - 1, crc32c=(1 << 32) - 1)
+    for size in (2, 5 * PART):
+        mixed = {p64(n): record._replace(blob=blob) for n, record in enumerate(records(size, size).values(), 1)}
+        body = make_body(pb.Transaction(), mixed, {}, True)
+        assert isinstance(body, LargeBody) == (size > PART)
+        pieces = [*body.parts, body.rest] if isinstance(body, LargeBody) else [body]
+        assert max(map(len, pieces)) <= PART
+        with_blob = [r for each in pieces for r in pb.Transaction.FromString(each).records if r.HasField("blob")]
+        assert [(record.oid, record.blob, record.more) for record in with_blob] == [
+            (p64(1), blob, False),
+            (p64(2), blob, False),
+        ]
+
+
 def test_a_small_one_is_one_body() -> None:
     for in_parts in (True, False):
         assert make_body(pb.Transaction(), records(20, 30), {}, in_parts) == (
@@ -283,7 +298,7 @@ def test_a_stream_that_breaks_between_parts(cluster: FakeCluster, storage: Any) 
 def test_loads_of_other_threads_get_between_the_parts(cluster: FakeCluster) -> None:
     cluster.max_record_bytes = cluster.max_transaction_bytes = 1 << 20
     cluster.stop(2, 3)
-    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0)
+    storage: Any = ClientStorage(cluster.addresses.split(",")[0], wait_timeout=60.0, cache_size=0)
     try:
         store(storage, 10)
         node = cluster.nodes[1]

@@ -16,6 +16,7 @@ from raftstorage.node.engine.api import Z64, Applied, Conflict, Position, Revisi
 from raftstorage.node.engine.state import MAX_ALLOCATION, RETENTION, StateMachine
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.blob_model import UploadsModel, blob_commands, blobs, check_blobs, crc, fits
 from tests.unit.engine.commands import entry, p64
 
 HALF, LAST = 1 << 63, b"\xff" * 8
@@ -32,12 +33,14 @@ class Kept:
 
     serial: bytes
     data: bytes | None
+    blob: bytes | None = None
 
 
-class Model:
+class Model(UploadsModel):
     """What an engine must do, said once more with dictionaries."""
 
     def __init__(self, retention: int) -> None:
+        super().__init__()
         self.retention = retention
         self.index = 0
         self.last = Z64
@@ -68,6 +71,7 @@ class Model:
             and transaction.tid in (b"", commit.tid)
             and (not transaction.tid or u64(commit.tid) < HALF)
             and len(transaction.status) <= 1
+            and all(map(fits, transaction.records))
             and len(set(oids)) == len(oids)
             and all(len(oid) == 8 for oid in [*oids, *(each.oid for each in transaction.checks)])
             and all(u64(oid) < HALF or u64(oid) < self.next_oid for oid in oids)
@@ -101,6 +105,10 @@ class Model:
                 return "bad count", Applied(self.index, refused="?")
             self.next_oid += count
             return "allocated", Applied(self.index, first_oid=p64(first))
+        if kind == "blob":
+            return self.chunk(command.blob)
+        if kind == "expire_uploads":
+            return self.expire(command.expire_uploads)
         if kind != "commit":
             return "unknown", Applied(self.index, refused="?")
         commit = command.commit
@@ -116,6 +124,8 @@ class Model:
             return "malformed", refused
         if tid <= self.last:
             return "stale tid", refused
+        if (missing := self.missing(transaction)) is not None:
+            return "no upload", Applied(self.index, identity, refused="?", missing=missing)
         conflicts = self.conflicts(transaction)
         if conflicts:
             return "conflict", Applied(self.index, identity, conflicts=tuple(conflicts))
@@ -127,9 +137,12 @@ class Model:
         kept.description, kept.extension = transaction.description, transaction.extension
         for record in transaction.records:
             data = None if record.no_data else record.data
-            self.revisions.setdefault(record.oid, []).append(Kept(tid, data))
+            blob = self.take(record)
+            self.revisions.setdefault(record.oid, []).append(Kept(tid, data, blob))
             data_tid = record.data_tid if record.data_tid != Z64 else b""
-            kept.records.add(oid=record.oid, data=data or b"", no_data=data is None, data_tid=data_tid)
+            added = kept.records.add(oid=record.oid, data=data or b"", no_data=data is None, data_tid=data_tid)
+            if blob is not None:
+                added.blob.CopyFrom(pb.Blob(size=len(blob), crc32c=crc(blob)))
             self.next_oid = max(self.next_oid, u64(record.oid) + 1)
         self.transactions.append(kept)
         self.ids[identity] = (tid, self.index)
@@ -172,6 +185,8 @@ def commands(draw: st.DrawFn, model: Model) -> bytes:
         record = transaction.records.add(oid=oid, base_serial=serial(oid, flaw == "base"), no_data=no_data)
         record.data = draw(st.binary(max_size=30))
         record.data_tid = draw(st.sampled_from([b"", model.last]))
+        if not no_data and draw(st.integers(0, 2)) == 2:
+            record.blob.CopyFrom(draw(blobs(model, record)))
     for oid in map(p64, draw(st.lists(st.sampled_from(OIDS), max_size=2))):
         transaction.checks.add(oid=oid, serial=serial(oid, flaw == "check"))
     if flaw in ("oid", "long oid"):
@@ -234,10 +249,10 @@ class EngineMachine(RuleBasedStateMachine):
         for engine in self.engines:
             outcome = engine.apply(entry(self.model.index, data))
             assert bool(outcome.refused) == bool(expected.refused), (kind, outcome)
-            known = Applied(**{name: getattr(outcome, name) for name in Applied.__slots__ if name != "refused"})
-            assert known == Applied(
-                **{name: getattr(expected, name) for name in Applied.__slots__ if name != "refused"}
-            )
+            # Of several reasons to refuse fragments it is the first one that is told.
+            names = set(Applied.__slots__) - {"refused", *(["missing"] if kind == "malformed" else [])}
+            known, wanted = [{name: getattr(each, name) for name in names} for each in (outcome, expected)]
+            assert known == wanted
             with pytest.raises(ValueError, match="cannot follow"):
                 engine.apply(entry(self.model.index, data))
 
@@ -245,6 +260,11 @@ class EngineMachine(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, count: int) -> None:
         for _ in range(count):
             self.feed(data.draw(commands(self.model)))
+
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def upload(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            self.feed(data.draw(blob_commands(self.model)))
 
     @rule(data=st.data())
     def meaningless(self, data: st.DataObject) -> None:
@@ -303,6 +323,7 @@ class EngineMachine(RuleBasedStateMachine):
         for number in range(13):
             identity = b"%016d" % number
             assert engine.transaction_tid(identity) == model.ids.get(identity, (None,))[0]
+        check_blobs(engine, model)
         infos = {each.tid: each for each in model.transactions}
         for oid in map(p64, OIDS):
             self.check_object(engine, oid, model.revisions.get(oid, []), infos)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -17,12 +18,13 @@ from hypothesis.stateful import precondition, rule
 from raftstorage.node.engine import MemoryEngine, RocksEngine, commits, layout
 from raftstorage.node.engine.api import MAX_CONFLICTS, Applied, EngineError
 from raftstorage.node.engine.fragments import split
-from raftstorage.node.engine.layout import read_head, read_stub
+from raftstorage.node.engine.layout import read_head, read_stub, seal
 from raftstorage.node.engine.rocks import RocksStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.engine.blob_model import CHUNK, UPLOADS, blob_commands
 from tests.unit.engine.commands import allocate, change, entry, feed, in_fragments, p64, run
 from tests.unit.engine.model import EngineMachine, commands
 from tests.unit.service.fuzzing import explore
@@ -46,6 +48,14 @@ def is_tidy(engine: StateMachine) -> None:
     pages = {layout.page_key(head.fragment, page) for head in heads.values() for page in range(head.pages)}
     assert {key for key, _ in store.scan("pages", b"")} == pages
     assert {key for key, _ in store.scan("meta", b"")} <= {b"state", b"membership"}
+    open_uploads = [each for each in map(engine._upload, UPLOADS) if each is not None]
+    named = Counter(stub.blob.number for stub in stubs.values() if stub.blob is not None and stub.blob.number)
+    blobs = dict(store.scan("blobs", b""))
+    counts = {int.from_bytes(key, "big"): sealed for key, sealed in blobs.items() if len(key) == 8}
+    assert counts == {number: seal(count.to_bytes(4, "big")) for number, count in named.items() if count > 1}
+    assert {int.from_bytes(key[:8], "big") for key in blobs} == {*named, *(each.number for each in open_uploads)}
+    idle = [key for key, _ in store.scan("uploads", b"t")]
+    assert len(idle) == sum(1 for _ in store.scan("uploads", b"")) - len(idle)
 
 
 # ---- any transaction, cut anywhere ---------------------------------------------------------------------------
@@ -63,6 +73,8 @@ def cuts(draw: st.DrawFn, whole: pb.Transaction) -> tuple[list[bytes], bytes]:
             pieces.append(pb.Transaction())
         first, last = pieces[-2 - len(inner)].records[-1], pieces[-2].records[-1]
         first.base_serial, first.data_tid, first.no_data = record.base_serial, record.data_tid, record.no_data
+        if record.HasField("blob"):
+            last.blob.CopyFrom(record.blob)
         last.more = False
         if draw(st.booleans()):  # what comes next comes in the same fragment
             pieces.pop()
@@ -91,6 +103,7 @@ class FragmentMachine(EngineMachine):
         self.small = ExitStack()
         for name, size in (("commits.INLINE_BYTES", 8), ("commits.PAGE_OIDS", 2), ("layout.CHUNK_BYTES", 5)):
             self.small.enter_context(mock.patch(f"raftstorage.node.engine.{name}", size))
+        self.small.enter_context(mock.patch.object(StateMachine, "blob_chunk_bytes", CHUNK))
         self.pending, self.whole, self.intact = [], b"", False
         return [MemoryEngine(retention), RocksEngine(self.home, retention)]
 
@@ -112,7 +125,7 @@ class FragmentMachine(EngineMachine):
             if mode in ("cut", "left"):
                 self.go_on(data.draw(st.integers(1, max(1, len(self.pending) - 1))))
             if mode == "cut":
-                self.feed(data.draw(st.one_of(st.just(b""), commands(self.model))))
+                self.feed(data.draw(st.one_of(st.just(b""), commands(self.model), blob_commands(self.model))))
             if mode != "left":
                 self.go_on(99)
 

@@ -11,10 +11,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import google_crc32c
 import pytest
-from raftstorage.node.engine import MemoryEngine, RocksEngine
+from raftstorage.node.engine import MemoryEngine, RocksEngine, rocks
 from raftstorage.node.engine.api import Z64, Checkpointed, EngineError
 from raftstorage.node.engine.kv import FAMILIES, KeyValueStore, MemoryStore
 from raftstorage.node.engine.layout import FORMAT
@@ -325,3 +326,18 @@ def test_families_keep_their_places() -> None:
     """A database tells them apart by their numbers."""
     assert FAMILIES[:7] == ("records", "transactions", "ids", "id_order", "meta", "pages", "data")
     assert FAMILIES[7:] == ("packing", "uploads", "blobs")
+
+
+def test_congestion_is_what_rocksdb_says(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path / "db")
+    assert store.congested is False
+    for name in rocks._CONGESTED:
+        assert store._db.property_int_value(name) == 0, f"RocksDB knows no {name}"
+
+    class Slow:
+        def property_int_value(self, name: str) -> int:
+            return int(name == rocks._CONGESTED[1])
+
+    with mock.patch.object(store, "_db", Slow()):
+        assert store.congested is True
+    store.close()

@@ -146,13 +146,13 @@ def test_a_plain_install_is_the_client_and_light() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     plain = {re.split(r"[^A-Za-z0-9._-]", each)[0].lower() for each in project["dependencies"]}
     assert plain == {
-        "grpcio", "persistent", "prometheus-client", "protobuf", "rich", "transaction", "typer",
+        "google-crc32c", "grpcio", "persistent", "prometheus-client", "protobuf", "rich", "transaction", "typer",
     }  # fmt: skip
     assert any(each.startswith("rocksdict") for each in project["optional-dependencies"]["node"])
 
 
 #: What only a node may need.
-HEAVY = ("raftstorage.node", "rocksdict", "google_crc32c", "grpc_health", "grpc_reflection")
+HEAVY = ("raftstorage.node", "rocksdict", "grpc_health", "grpc_reflection")
 
 
 @pytest.mark.parametrize("module", ["raftstorage.client", "raftstorage.ops.cli"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +88,11 @@ def open_wal(directory: Path) -> GatedWal:
 
 
 class Cluster:
-    def __init__(self, directory: Path, nodes: int = 3, **config: Any) -> None:
+    """`clock`: the drivers', for what takes long."""
+
+    def __init__(
+        self, directory: Path, nodes: int = 3, clock: Callable[[], float] = time.perf_counter, **config: Any
+    ) -> None:
         self.network = Network()
         self.failures = Failures()
         self.wals: dict[int, GatedWal] = {}
@@ -99,9 +104,11 @@ class Cluster:
                 wal,
                 MemoryEngine(),
                 Wire(self.network),
+                place=lambda base, wal=wal: wal.reset(base.index, base.term),
                 tick_seconds=TICK,
                 fatal=self.failures,
                 rng=random.Random(node),
+                clock=clock,
             )
             self.applied[node] = seen = []
             driver.on_applied.append(lambda batch, seen=seen: seen.extend(entry for entry, _ in batch))

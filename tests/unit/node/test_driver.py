@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from raftstorage.node.driver import LeadershipLost
+from raftstorage.node.engine import MemoryEngine
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.raft.types import (
     Entry,
@@ -20,6 +22,7 @@ from raftstorage.node.raft.types import (
     NotLeader,
     Role,
     RoleChange,
+    SnapshotBase,
 )
 
 from tests.unit.node.driver_cluster import (
@@ -282,6 +285,87 @@ def test_a_backlog_is_applied_in_slices(tmp_path: Path) -> None:
         assert sum(slices) == 3001
         assert len({index for index in turns if 0 < index < 3000}) >= 5, "nothing else ran in between"
         assert max(slices) < 1000
+
+    run(work())
+
+
+def test_a_turn_of_applying_is_bounded_in_time(tmp_path: Path) -> None:
+    """However many entries fit into the bytes of a turn; in a clock that applying one entry moves by 2 ms."""
+
+    async def work() -> None:
+        now = 0.0
+
+        def clock() -> float:
+            nonlocal now
+            now += 0.002
+            return now
+
+        cluster = Cluster(tmp_path, nodes=1, clock=clock)
+        slices: list[int] = []
+        cluster[1].on_applied.append(lambda batch: slices.append(len(batch)))
+        async with cluster:
+            leader = await cluster.leader()
+            last = leader.propose_many([COMMAND] * 50) + 49
+            await leader.wait_applied(last)
+            assert leader.engine.applied_index == last
+        assert sum(slices) == last
+        assert max(slices) == 3
+
+    run(work())
+
+
+def test_a_congested_engine_is_left_alone_and_the_node_goes_on(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader = await cluster.leader()
+            await leader.wait_applied(leader.propose(COMMAND))
+            before = leader.applied_index
+            leader.engine._store.congested = True  # type: ignore[attr-defined]
+            last = leader.propose_many([COMMAND] * 10) + 9
+            with pytest.raises(TimeoutError):
+                await leader.wait_applied(last, timeout=10 * TICK)
+            assert (leader.applied_index, leader.commit_index, leader.role) == (before, last, Role.LEADER)
+            leader.engine._store.congested = False  # type: ignore[attr-defined]
+            await leader.wait_applied(last)
+
+    run(work())
+
+
+def test_nothing_is_applied_where_the_state_must_stay(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with Cluster(tmp_path, nodes=1) as cluster:
+            leader = await cluster.leader()
+            await leader.wait_applied(leader.propose(COMMAND))
+            with leader.applying_nothing():
+                before = leader.applied_index
+                last = leader.propose_many([COMMAND] * 10) + 9
+                await until(lambda: leader.commit_index == last, leader.flush)
+                assert leader.applied_index == before
+            await leader.wait_applied(last)
+
+    run(work())
+
+
+def test_a_snapshot_takes_the_place_of_what_is_left_to_apply(tmp_path: Path) -> None:
+    """One entry in a turn: the snapshot comes long before the follower is through with what is committed."""
+
+    async def work() -> None:
+        ticking = itertools.count()
+        async with Cluster(tmp_path, clock=lambda: float(next(ticking))) as cluster:
+            leader = await cluster.leader()
+            follower = next(cluster[node] for node in (1, 2, 3) if cluster[node] is not leader)
+            ahead = MemoryEngine()
+            for index in range(1, 4001):
+                ahead.apply(Entry(1, index, EntryKind.COMMAND, COMMAND))
+            last = leader.propose_many([COMMAND] * 3000) + 2999
+            await until(lambda: follower.commit_index >= last, lambda: asyncio.sleep(0))
+            assert follower.applied_index < last - 1000
+            cluster.network.cut.add(follower.node_id)
+            base = SnapshotBase(ahead.applied_index, leader.term, leader.membership)
+            assert await follower.install(ahead._store, base) is not None
+            assert follower.applied_index == base.index
+            await follower.flush()
+            assert follower.applied_index == base.index and not cluster.failures.errors
 
     run(work())
 

@@ -142,6 +142,7 @@ def test_the_default_cluster_id_depends_on_all_members_and_not_on_their_order() 
         ({"members": {}, "listen": "a:1", "join": ("a",)}, "HOST:PORT"),
         ({"standby": True}, "--standby"),
         ({"alone": True}, "--alone"),
+        ({"members": {}, "listen": "a:1", "rejoin": True}, "--rejoin is for"),
         ({"learner": True}, "--learner"),
         ({"members": {}, "listen": "0.0.0.0:1"}, "--advertise"),
         ({"advertise": "a:0"}, "cannot be dialled"),

@@ -192,7 +192,7 @@ async def test_others_are_served_while_a_large_one_is_looked_at() -> None:
         while coordinator._preparing:
             await other.ask(size=pb.Size())
             answers += 1
-        assert answers > 10
+        assert answers > 1, "an answer a turn, or more turns when the machine has much else to do"
         assert (await client.answer(number)).HasField("vote")
 
 

@@ -1,0 +1,1 @@
+"""A ClientStorage out of a configuration file (ZConfig) or a URI (zodburi)."""

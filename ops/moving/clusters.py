@@ -1,0 +1,48 @@
+"""A cluster (or a directory of one node) as a place that databases come from and go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import zope.interface
+from raftstorage.client import ClientStorage
+from ZODB.interfaces import IBlobStorage
+
+from .places import OpenBlob, Target
+
+
+class ClusterPlace(Target):
+    """`addresses`: as ClientStorage takes them. It has seen everything that was committed before it was opened."""
+
+    def __init__(self, addresses: str, wait_timeout: float, *, read_only: bool = False) -> None:
+        storage = ClientStorage(
+            addresses, consistency="linearizable", wait_timeout=wait_timeout, read_only=read_only
+        )
+        super().__init__(f"the database at {addresses}", storage)
+        try:
+            storage.sync()
+        except BaseException:
+            storage.close()
+            raise
+
+    def take(
+        self, transactions: Iterable[Any], open_blob: OpenBlob | None, progress: Callable[[], object]
+    ) -> None:
+        """Many are under way at once, in order; after a failover it goes on where it was."""
+        self.storage.copyTransactionsFrom(
+            _Source(transactions, open_blob), progress=lambda transactions, size: progress()
+        )
+
+
+class _Source:
+    """What copyTransactionsFrom copies."""
+
+    def __init__(self, transactions: Iterable[Any], open_blob: OpenBlob | None) -> None:
+        self._transactions = transactions
+        if open_blob is not None:
+            self.openCommittedBlobFile = open_blob
+            zope.interface.directlyProvides(self, IBlobStorage)
+
+    def iterator(self) -> Iterator[Any]:
+        return iter(self._transactions)

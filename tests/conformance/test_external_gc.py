@@ -1,0 +1,49 @@
+"""ZODB's IExternalGC.test, on a cluster and on a node in the test's own process, once for each."""
+
+from __future__ import annotations
+
+import re
+import unittest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import ZODB.tests.util
+from raftstorage.client import ClientStorage
+from raftstorage.client.storage.errors import PackedAway
+from ZODB import POSException
+from ZODB.tests.PackableStorage import IExternalGC_suite
+from zope.testing.renormalizing import RENormalizing
+
+if TYPE_CHECKING:
+    from tests.conformance.conftest import Clusters
+
+#: What is gone with a pack is told by an error that is a POSKeyError and can be retried, too.
+OURS = re.compile(re.escape(f"{PackedAway.__module__}.{PackedAway.__qualname__}"))
+
+
+def run(addresses: str, blob_dir: Path) -> None:
+    suite = IExternalGC_suite(lambda: ClientStorage(addresses, pack_gc=False, blob_dir=blob_dir))
+    (check,) = suite
+    check._dt_checker = ZODB.tests.util.checker + RENormalizing([(OURS, "ZODB.POSException.POSKeyError")])
+    result = unittest.TestResult()
+    check.run(result)
+    assert result.testsRun == 1
+    problems = [text for _, text in result.failures + result.errors]
+    assert not problems, problems[0]
+
+
+def test_on_a_cluster(clusters: Clusters, disk_directory: Path) -> None:
+    with clusters.take() as cluster:
+        run(cluster.addresses, disk_directory)
+
+
+def test_embedded(disk_directory: Path) -> None:
+    run(f"embedded:{disk_directory}/database", disk_directory / "blobs")
+
+
+def test_what_is_gone_is_a_poskeyerror() -> None:
+    assert issubclass(PackedAway, POSException.POSKeyError)
+    assert issubclass(PackedAway, POSException.ReadConflictError)
+    with pytest.raises(KeyError, match="conflict"):
+        raise PackedAway(oid=b"\0" * 8)

@@ -1,0 +1,77 @@
+"""ZODB's own storage tests while the cluster's leader is killed again and again: an application sees none of it.
+
+CI runs those that take longest, so that each has several leaders; `--thorough` runs all of them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from raftstorage.ops.local import LocalCluster
+
+from tests.conformance.cases import MIXINS, Case, make_cases
+
+if TYPE_CHECKING:
+    from tests.conformance.conftest import Clusters
+
+IN_CI = ("MT", "Packable")
+#: From the start of a check to the first death, at most, and from each restart to the next death. Seconds.
+FIRST_DEATH, NEXT_DEATH = 0.3, 2.0
+
+
+class Killer:
+    """Kills whoever leads with SIGKILL and starts it again, until it is told to stop."""
+
+    def __init__(self, cluster: LocalCluster, rng: random.Random) -> None:
+        self._cluster = cluster
+        self._stop = threading.Event()
+        self._pause = rng.uniform(0.0, FIRST_DEATH)
+        self.errors: list[Exception] = []
+        self._thread = threading.Thread(target=self._run, name="killer")
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._pause):
+                leader = self._cluster.leader()
+                self._cluster.kill(leader)
+                if self._stop.is_set():
+                    break
+                self._cluster.start(leader)
+                self._pause = NEXT_DEATH
+        except Exception as error:
+            self.errors.append(error)
+
+
+class LeaderKilled(Case):
+    @pytest.fixture(autouse=True)
+    def _place(self, clusters: Clusters, rng: random.Random) -> Iterator[None]:
+        with clusters.take() as cluster:
+            self._addresses = cluster.addresses
+            with Killer(cluster, rng) as killer:
+                yield
+            assert not killer.errors, killer.errors
+
+    def client(self, **options: Any) -> Any:
+        return super().client(wait_timeout=120.0, commit_timeout=120.0, **options)
+
+
+for name, case in make_cases(LeaderKilled, __name__).items():
+    if not any(name == f"Test{each}LeaderKilled" for each in IN_CI):
+        case.pytestmark = [pytest.mark.thorough]  # type: ignore[attr-defined]
+    globals()[name] = case
+
+
+def test_there_is_a_part_for_ci() -> None:
+    assert set(IN_CI) < set(MIXINS)
