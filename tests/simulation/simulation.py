@@ -29,6 +29,8 @@ from tests.unit.engine.commands import everything
 
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
+#: Some election timeouts.
+CALM_SECONDS = 3.0
 #: The smallest cut a list of some tokens into pieces, and have every second register of a transaction by itself.
 PART_BYTES = (0, 0, 0, 112, 150, 300)
 
@@ -204,9 +206,21 @@ class Simulation:
             fill_disks(world, sound, self.workloads[0], self._until)
             self._until(self.workloads[0], self.workloads[0].probe(), "there is room again, and no write is taken")
         self._come_together()
+        self._check_calm()
         self.watcher.check_logs()
         self.watcher.check_equal()
         self._check_history()
+
+    def _check_calm(self) -> None:
+        """A node that was removed and does not know it deposes nobody (thesis, 4.2.3)."""
+        if all(node.id in self.watcher.members.newest.ids for node in self.nodes.values() if node.up):
+            return
+        self.world.say("-- who was removed is still there")
+        self.world.run(self.world.now + CALM_SECONDS)
+        terms = {node.id: node.driver.term for node in self._sound()}
+        self.world.run(self.world.now + CALM_SECONDS)
+        if terms != {node.id: node.driver.term for node in self._sound()}:
+            raise Violation("there are elections without a reason, while one who was removed is still there")
 
     def _come_together(self) -> None:
         self.world.run(self.world.now + PEACE_SECONDS, self._together)
