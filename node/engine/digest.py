@@ -78,8 +78,8 @@ class Digesting(Leftovers):
             yield "blobs", blob_key(number, chunk), self._chunk(number, chunk)
 
     def _uploads(self) -> Iterator[Pair]:
-        """What no transaction has; what dropped fragments had claimed is one of them. The bytes of what others have
-        claimed are those of a record, which a pack may have removed."""
+        """What no transaction has; what dropped fragments had claimed is one of them. Other claimed bytes are of a
+        record, which a pack may have removed."""
         for key, sealed in self._store.scan("uploads", b"i"):
             if not key.startswith(b"i"):
                 break

@@ -145,13 +145,16 @@ class SimClient:
     def _told(self, tid: bytes, oids: Sequence[bytes]) -> None:
         self.history.events.append(Told(self.number, self.world.now, tid, tuple(oids)))
 
-    async def flow(self, flow: Flow) -> tuple[pb.Event, str]:
+    async def flow(self, flow: Flow, *, reading: bool = False) -> tuple[pb.Event, str]:
+        """An answer, and the address that it came from. Refused."""
         outcome = Outcome(self.loop, self._check_order)
         self.replicas.launch(flow, outcome)
         event, address = await outcome.future
         if event.HasField("failure"):
             if event.failure.reason in NEVER:
                 self.world.errors.append(f"{self.name} is refused what is right: {event.failure.message}")
+            if event.failure.reason == pb.STORAGE_FULL and reading:
+                self.world.errors.append(f"{self.name} is refused a read for a full disk")
             raise Refused(event.failure)
         return event, address
 
@@ -181,7 +184,7 @@ class SimClient:
 
     async def read_point(self) -> bytes:
         call = Call("read_barrier", pb.ReadBarrier())
-        event, _ = await self.flow(self.replicas.read(call, Z64, READ_SECONDS, leader_first=True))
+        event, _ = await self.flow(self.replicas.read(call, Z64, READ_SECONDS, leader_first=True), reading=True)
         return event.read_point.last_tid
 
     async def load(self, oid: bytes, snapshot: bytes) -> tuple[bytes, bytes] | None:
@@ -192,7 +195,7 @@ class SimClient:
             return cached.data, cached.serial
         call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=snapshot))
         try:
-            event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS))
+            event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS), reading=True)
         except Refused as refused:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
