@@ -16,6 +16,7 @@ from raftstorage.node.uploads import IDLE_MS, OWN, Uploads
 from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL, PARTS_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.pieces import pieces
 from tests.unit.service.session_world import Client, oid, run, world
 
 UPLOAD = b"U" * 16
@@ -307,3 +308,30 @@ def test_an_answer_of_a_large_blob_waits_for_the_client_to_read() -> None:
         await with_room
 
     asyncio.run(story())
+
+
+@run
+async def test_a_vote_in_parts_looks_for_its_blobs() -> None:
+    data = os.urandom(100)
+    whole = pb.Transaction.FromString(body(data, 1))
+    whole.records.add(oid=oid(2), data=b"no blob")
+    whole.records.add().CopyFrom(pb.Transaction.FromString(body(data, 3, upload_id=b"V" * 16)).records[0])
+    bodies, rest = pieces(whole, [1, 1])
+    async with world(**NEW) as it:
+        client = it.connect()
+        await client.hello()
+        for name, missing in ((UPLOAD, 1), (b"V" * 16, 3)):
+            await client.send_parts(b"T" * 16, bodies)
+            refused = (await client.ask(vote=pb.Vote(transaction_id=b"T" * 16, transaction=rest, parts=2))).failure
+            assert (refused.reason, refused.oid) == (pb.NO_UPLOAD, oid(missing))
+            await client.send_parts(b"T" * 16, bodies)
+            commit = pb.Commit(transaction_id=b"T" * 16, transaction=rest, parts=2)
+            refused = (await client.ask(commit=commit)).failure
+            assert (refused.reason, refused.oid) == (pb.NO_UPLOAD, oid(missing))
+            await send(client, chunks(data, name))
+        await client.send_parts(b"T" * 16, bodies)
+        assert (await client.ask(vote=pb.Vote(transaction_id=b"T" * 16, transaction=rest, parts=2))).HasField(
+            "vote"
+        )
+        tid = (await client.ask(finish=pb.Finish(transaction_id=b"T" * 16))).committed.tid
+        assert await read(client, 1, tid) == await read(client, 3, tid) == data
