@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from raftstorage.client.cache.records import OVERHEAD_BYTES, RecordCache
 from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown, StorageFull
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.metrics import Metrics
@@ -116,6 +117,11 @@ class SimClient:
             metrics(),
             client_id=self.rng.randbytes(16).hex(),
         )
+        # Half of the clients have a cache, of which most is too small for all objects or remembers few changes.
+        rng = world.random(f"cache {number}")
+        entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
+        self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
+        self.feed.on_change = self.cache.invalidate
         self._oids: list[bytes] = []
         self._opened = False
 
@@ -151,6 +157,7 @@ class SimClient:
                 continue
             break
         self.feed.last = self.replicas.begin(tid)
+        self.cache.start(self.feed.last)
         self.history.events.append(Opened(self.number, self.world.now, self.feed.last))
 
     async def read_point(self) -> bytes:
@@ -161,6 +168,9 @@ class SimClient:
     async def load(self, oid: bytes, snapshot: bytes) -> tuple[bytes, bytes] | None:
         """(data, serial) at `snapshot`; None: there is no such object there."""
         before = (int.from_bytes(snapshot) + 1).to_bytes(8)
+        cached = self.cache.load_before(oid, before)
+        if cached is not None:
+            return cached.data, cached.serial
         call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=snapshot))
         try:
             event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS))
@@ -168,7 +178,11 @@ class SimClient:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
             raise
-        return (event.record.data, event.record.serial) if event.record.serial else None
+        record = event.record
+        if not record.serial:
+            return None
+        self.cache.store(oid, record.data, record.serial, record.next_serial or None, snapshot)
+        return record.data, record.serial
 
     async def new_oid(self) -> bytes:
         if not self._oids:
@@ -264,4 +278,6 @@ class SimClient:
             self.feed.release()
             raise
         self.feed.finish(tid, lambda own: self._told(own, list(writes)), 0.0)
+        for oid, data in writes.items():
+            self.cache.store(oid, data, tid, None, tid)
         return tid

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
+from raftstorage.client.cache.records import RecordCache
 from raftstorage.client.cluster import policy, refusals
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.replicas import Replicas
@@ -280,6 +281,34 @@ def believes_every_stream() -> AbstractContextManager[object]:
     return patched(Feed, "accept", accept)
 
 
+def caches_what_a_change_has_overtaken() -> AbstractContextManager[object]:
+    """An answer counts as current at the tid that the cache knows, not at the one that was asked for."""
+    original = RecordCache.store
+
+    def store(
+        self: RecordCache, oid: bytes, data: bytes, serial: bytes, next_serial: bytes | None, as_of: bytes
+    ) -> None:
+        original(self, oid, data, serial, next_serial, self.known)
+        if next_serial is None and not self.has(oid, self.known):
+            self._changed.pop(oid, None)
+            original(self, oid, data, serial, next_serial, self.known)
+
+    return patched(RecordCache, "store", store)
+
+
+def moves_on_before_the_cache_is_told() -> AbstractContextManager[object]:
+    """Every change is told to the cache when the next one comes."""
+    original = RecordCache.invalidate
+
+    def invalidate(self: RecordCache, tid: bytes, oids: Sequence[bytes]) -> None:
+        late = getattr(self, "late", None)
+        if late is not None:
+            original(self, *late)
+        self.late = tid, oids  # type: ignore[attr-defined]
+
+    return patched(RecordCache, "invalidate", invalidate)
+
+
 MUTANTS: list[Mutant] = [
     *core.MUTANTS,
     core.commits_older_terms,
@@ -316,6 +345,8 @@ MUTANTS: list[Mutant] = [
     retries_under_another_name,
     reads_anywhere,
     believes_every_stream,
+    caches_what_a_change_has_overtaken,
+    moves_on_before_the_cache_is_told,
     *blobs.BLOB_MUTANTS,
 ]
 
