@@ -16,6 +16,7 @@ from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.diagnosis import diagnose, show_findings
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.member_cli import member_app, transfer_leader
+from raftstorage.ops.pack_cli import pack
 from raftstorage.ops.transfer_cli import export, import_
 from rich.console import Console
 
@@ -32,6 +33,7 @@ app.add_typer(member_app, name="member")
 app.command("transfer-leader")(transfer_leader)
 app.command("import")(import_)
 app.command("export")(export)
+app.command("pack")(pack)
 
 _DEFAULT = status_module.DEFAULT_ADDRESSES
 

@@ -169,6 +169,8 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
         else:
             node |= {name: getattr(reply, name) for name in _PLAIN_FIELDS}
             node["last_tid"] = reply.last_tid.hex()
+            node["packed"] = reply.packed.hex()
+            node["pack_phase"] = reply.pack_phase
             node["problems"] = list(reply.problems)
             node["peers"] = [
                 {

@@ -22,6 +22,7 @@ from raftstorage.node.raft.types import NotLeader, Role
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
+from raftstorage.proto.storage_pb2 import PackState
 
 INVITE_SECONDS = 60.0
 
@@ -39,7 +40,7 @@ class Insights:
 
     `connected(node id)`: is a peer's stream up; `sessions()`: connected clients; `lag(match index)`: on a leader;
     `problems()`: what is wrong; `transfer()`: bytes of a snapshot that came, and all; `disk()`: bytes free, and
-    the reserve.
+    the reserve; `packing()`: of this node's newest pack.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Insights:
         problems: Callable[[], Sequence[str]] = lambda: (),
         transfer: Callable[[], tuple[int, int]] = lambda: (0, 0),
         disk: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        packing: Callable[[], PackState] = PackState,
     ) -> None:
         self.connected = connected
         self.sessions = sessions
@@ -57,6 +59,7 @@ class Insights:
         self.problems = problems
         self.transfer = transfer
         self.disk = disk
+        self.packing = packing
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
@@ -79,6 +82,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         size, objects = engine.approximate_size()
         came, of = self._insights.transfer()
         free, reserve = self._insights.disk()
+        packing = self._insights.packing()
         reply = pb.StatusReply(
             version=self._software,
             protocol_version=self._versions.protocol[1],
@@ -103,6 +107,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             disk_free_bytes=free,
             disk_reserve_bytes=reserve,
             snapshot=pb.Transfer(bytes=came, total_bytes=of),
+            packed=packing.tid,
+            pack_phase=packing.phase,
         )
         for peer in status.peers:
             member = status.membership.member(peer.node_id)
