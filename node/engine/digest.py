@@ -86,7 +86,8 @@ class Digesting(Leftovers):
             if upload.claim in self._dropped:
                 upload = upload._replace(claim=0)
             yield "uploads", key, upload.sealed()
-            yield from self._blob_pairs(upload.number, upload.size)
+            if not upload.claim:  # else they are a record's, which may be removed already
+                yield from self._blob_pairs(upload.number, upload.size)
 
     def _visible_transactions(self) -> Iterator[Pair]:
         for tid, sealed in self._store.scan("transactions", b""):
