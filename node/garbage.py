@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from raftstorage.node.engine.api import Z64, Engine
 from raftstorage.node.engine.references import scan
+from raftstorage.node.engine.wrapped import unwrap
 from raftstorage.proto import storage_pb2 as pb
 
 #: About how many objects one entry collects: applying it takes some milliseconds.
@@ -185,9 +186,12 @@ class Collector:
             if parts:
                 yield True
             parts.append(part)
+        inside: list[bytes] = []
         found: list[bytes] = []
         try:
-            for _ in scan(b"".join(parts), found):
+            for _ in unwrap(b"".join(parts), inside):
+                yield True
+            for _ in scan(inside[0], found):
                 yield True
         except ValueError as error:
             raise Unreadable(f"the references of object {oid.hex()} cannot be read ({error})") from None

@@ -259,7 +259,7 @@ class PartGatherer:
                 return full
         gathering = self._owners.get(owner, {}).get(identity)
         if gathering is None:
-            return failure(pb.INVALID, f"part {number} of a transaction that has no part 0 here")
+            return _gone()
         gathering.deadline = now + self._limits.seconds
         if gathering.refused is not None:
             return gathering.refused
@@ -282,7 +282,7 @@ class PartGatherer:
         gathering = self._owners.get(owner, {}).get(identity)
         self.drop(owner, identity)
         if gathering is None:
-            return failure(pb.INVALID, "parts of this transaction were to come before")
+            return _gone()
         if gathering.refused is not None:
             return gathering.refused
         if len(gathering.parts) != count:
@@ -370,3 +370,9 @@ class PartGatherer:
         gathering.parts = Parts(gathering.parts.identity, 0)
         gathering.refused = why
         return why
+
+
+def _gone() -> pb.Failure:
+    """Not INVALID: they may have been here, too long ago. An earlier attempt may be committed then, and the client
+    must ask until it knows."""
+    return busy("the parts before are not here, or not any more; send all again", retry_after_ms=0)

@@ -268,7 +268,7 @@ class Engine(Protocol):
     def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
         """(tid, oids) of up to `limit` transactions above `tid`, rising. Reads no record data.
 
-        Of what is not newer than `packed`, some or all may be missing that cannot be seen any more.
+        Of what is not newer than `packed`, some may be missing that cannot be seen any more, but not the newest.
         Fewer than `limit` do not mean that there are no more: stops early after some work, but not before one.
         """
 

@@ -244,7 +244,7 @@ class Packing(Commits):
 
     def _remove_heads(self, removal: Removal, budget: int, changes: list[Change]) -> None:
         for looked, (tid, sealed) in enumerate(self._store.scan("transactions", removal.key)):
-            if tid > self._pack.tid:
+            if tid >= self._pack.tid:  # the newest one stays: clients wait to be told that they have come so far
                 break
             if looked >= budget:
                 removal.key = tid

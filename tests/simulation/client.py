@@ -13,6 +13,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 from raftstorage.client.cache.records import OVERHEAD_BYTES, RecordCache
+from raftstorage.client.cluster import policy
+from raftstorage.client.cluster.bodies import LargeBody
 from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown, StorageFull
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.metrics import Metrics
@@ -20,12 +22,18 @@ from raftstorage.client.cluster.policy import Z64, Call, Flow
 from raftstorage.client.cluster.replicas import Replicas, Surroundings
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.simulation.choices import Change
 from tests.simulation.history import Commit, History, Opened, Read, Told
 from tests.simulation.network import Network
-from tests.simulation.world import SimLoop, World
+from tests.simulation.records import unwrap
+from tests.simulation.transaction import Transaction
+from tests.simulation.world import SimLoop, Violation, World
 
 READ_SECONDS = 3.0
 LEAD_SECONDS = 3.0
+VOTE_ROUNDS = 4
+#: Reasons that clients which do everything right are never given.
+NEVER = frozenset({pb.INVALID, pb.INTERNAL, pb.TOO_LARGE})
 
 
 @cache
@@ -91,15 +99,22 @@ class Refused(Exception):
 
 
 class SimClient:
-    """One client process. `history` is shared by all."""
+    """One client process. `history` is shared by all. `part_bytes`: of a part of a transaction; 0: as usual."""
 
     def __init__(
-        self, number: int, world: World, network: Network, addresses: Sequence[str], history: History
+        self,
+        number: int,
+        world: World,
+        network: Network,
+        addresses: Sequence[str],
+        history: History,
+        part_bytes: int = 0,
     ) -> None:
         self.number = number
         self.name = f"c{number}"
         self.world = world
         self.history = history
+        self.part_bytes = part_bytes
         self.loop = world.new_loop(self.name, lambda status: None)
         self.rng = world.random(f"client {number}")
         self.patience = self.rng.choice((0.5, 2.0, 8.0))  # with a commit, in seconds
@@ -122,8 +137,10 @@ class SimClient:
         entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
         self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
         self.feed.on_change = self.cache.invalidate
+        self.feed.on_missed = self.cache.clear
         self._oids: list[bytes] = []
         self._opened = False
+        self.in_parts = 0  # transactions that were acknowledged
 
     def _told(self, tid: bytes, oids: Sequence[bytes]) -> None:
         self.history.events.append(Told(self.number, self.world.now, tid, tuple(oids)))
@@ -133,6 +150,8 @@ class SimClient:
         self.replicas.launch(flow, outcome)
         event, address = await outcome.future
         if event.HasField("failure"):
+            if event.failure.reason in NEVER:
+                self.world.errors.append(f"{self.name} is refused what is right: {event.failure.message}")
             raise Refused(event.failure)
         return event, address
 
@@ -177,12 +196,17 @@ class SimClient:
         except Refused as refused:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
+            if refused.failure.reason == pb.PACKED:
+                self.history.packed.add(refused.failure.serial)
+                if refused.failure.serial <= snapshot:
+                    raise Violation(f"{self.name} at {snapshot.hex()} hears of a pack that took nothing") from None
             raise
         record = event.record
         if not record.serial:
             return None
-        self.cache.store(oid, record.data, record.serial, record.next_serial or None, snapshot)
-        return record.data, record.serial
+        data = unwrap(record.data)
+        self.cache.store(oid, data, record.serial, record.next_serial or None, snapshot)
+        return data, record.serial
 
     async def new_oid(self) -> bytes:
         if not self._oids:
@@ -206,7 +230,7 @@ class SimClient:
 
     async def commit(
         self,
-        change: Callable[[dict[bytes, tuple[bytes, bytes] | None]], dict[bytes, bytes]],
+        change: Change,
         oids: Sequence[bytes],
         checks: Sequence[bytes] = (),
         *,
@@ -220,47 +244,26 @@ class SimClient:
 
         ClientDisconnected, Refused: nothing was committed, for certain.
         """
-        values = await self.read([*oids, *checks], linearizable=False)
+        values = dict(await self.read([*oids, *checks], linearizable=False))
         snapshot = self.feed.last
         begun = self.world.now
-        writes = change(values)
-        serial = {oid: found[1] if found is not None else Z64 for oid, found in values.items()}
-        identity = self.rng.randbytes(16)
-        message = pb.Transaction(user=self.name.encode(), description=identity)
-        for oid, data in writes.items():
-            blob = blobs.get(oid) if blobs else None
-            message.records.add(oid=oid, base_serial=serial.get(oid, Z64), data=data, blob=blob)
-        began(identity)
-        for oid in checks:
-            message.checks.add(oid=oid, serial=serial[oid])
-        body = message.SerializeToString()
-        bases = {oid: serial.get(oid, Z64) for oid in writes}
-        checked = {oid: serial[oid] for oid in checks}
+        work = Transaction(self.rng.randbytes(16), self.name, change, values, checks, self.part_bytes, blobs or {})
+        began(work.identity)
 
         def record(outcome: Any, tid: bytes | None = None) -> None:
             self.history.events.append(
                 Commit(
-                    self.number, identity, begun, self.world.now if outcome != "unknown" else None, snapshot,
-                    writes, bases, checked, outcome, tid,
+                    self.number, work.identity, begun, self.world.now if outcome != "unknown" else None, snapshot,
+                    work.writes, work.bases, work.checked, outcome, tid,
                 )
             )  # fmt: skip
             self.world.say(f"{self.name} commit {outcome} {tid.hex() if tid else ''}")
 
         try:
-            voted_at = ""
-            if not one_phase:
-                event, voted_at = await self.flow(
-                    self.replicas.lead(
-                        Call("vote", pb.Vote(transaction_id=identity, transaction=body)), LEAD_SECONDS
-                    )
-                )
-                if event.vote.conflicts:
-                    raise Refused(event.vote.conflicts[0])
-                if self.rng.random() < 0.05:
-                    await asyncio.sleep(self.rng.choice((0.1, 3.0)))  # the lease is one second
-            self.feed.hold(list(writes))
+            voted_at = "" if one_phase else await self._vote(work)
+            self.feed.hold(list(work.writes))
             try:
-                event, _ = await self.flow(self.replicas.commit(identity, body, voted_at, self.patience))
+                event, _ = await self.flow(self.replicas.commit(work.identity, work.body, voted_at, self.patience))
             except BaseException:
                 self.feed.release()
                 raise
@@ -272,12 +275,29 @@ class SimClient:
             raise
         tid = event.committed.tid
         record("acknowledged", tid)
+        self.in_parts += isinstance(work.body, LargeBody)
         try:
             await self.feed.until(lambda: self.feed.accepted >= tid, READ_SECONDS * 4)
         except ClientDisconnected:  # a transaction that ends so is the application's to look after
             self.feed.release()
             raise
-        self.feed.finish(tid, lambda own: self._told(own, list(writes)), 0.0)
-        for oid, data in writes.items():
-            self.cache.store(oid, data, tid, None, tid)
+        self.feed.finish(tid, lambda own: self._told(own, list(work.writes)), 0.0)
+        for oid, data in work.writes.items():
+            if data is not None:
+                self.cache.store(oid, data, tid, None, tid)
         return tid
+
+    async def _vote(self, work: Transaction) -> str:
+        """The address of the leader that has voted for it. Some conflicts are resolved. Errors as `commit`'s."""
+        resolving = VOTE_ROUNDS if self.rng.random() < 0.5 else 1
+        for left in reversed(range(resolving)):
+            vote = policy.vote(work.identity, work.body)
+            event, voted_at = await self.flow(self.replicas.lead(vote, LEAD_SECONDS))
+            conflicts = event.vote.conflicts
+            if not conflicts:
+                break
+            if not left or not work.resolve(conflicts):
+                raise Refused(conflicts[0])
+        if self.rng.random() < 0.05:
+            await asyncio.sleep(self.rng.choice((0.1, 3.0)))  # the lease is one second
+        return voted_at

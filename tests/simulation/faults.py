@@ -42,6 +42,9 @@ CRASH_POINTS = (
     "before database switch",
     "after database switch",
     "after log reset",
+    "before part",
+    "after part",
+    "between fragments",
 )
 #: Those that a snapshot passes, on its way to a node that was left behind.
 SNAPSHOT_POINTS = (
@@ -56,7 +59,9 @@ SNAPSHOT_POINTS = (
     "after log reset",
 )
 #: Parts of the names of points that a run may pass once, or never: a crash there strikes at the first chance.
-RARE = ("remove", "checkpoint", "fetch", "switch", "reset")
+RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
+#: Before and behind each bit of what packs have removed; struck in runs with packs.
+PACK_POINTS = ("before pack step", "after pack step")
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
@@ -100,6 +105,21 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
         kind = rng.choices(mix, weights)[0]
         scene = SCENES[kind](rng, at, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
         found += [each for each in scene if each.kind != "flip a bit of" or each.nodes[0] not in spared]
+
+
+def strike_at_removals(rng: random.Random, seconds: float) -> list[Fault]:
+    """Crashes beside the faults of a run: at some nodes, when they remove what a pack has taken."""
+    return [
+        Fault(
+            rng.uniform(0.0, seconds),
+            rng.choice(("kill at a point", "cut the power of at a point")),
+            rng.choice(((), (LEADER,))),
+            rng.choice((0.002, 0.2, 1.0)),
+            rng.choice(PACK_POINTS),
+            rng.randrange(4),
+        )
+        for _ in range(rng.randrange(1, 4))
+    ]
 
 
 def _while(rng: random.Random, long: float = 3.0) -> float:

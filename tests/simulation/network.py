@@ -153,7 +153,7 @@ class _Pipe:
     def __init__(self, network: Network, source: str, target: str, loop: SimLoop) -> None:
         self.source, self.target = source, target
         self.end: tuple[str, str] | None = None  # status name and details, once it has arrived
-        self._network = network
+        self.network = network
         self._loop = loop
         self._sent: list[Any] = []
         self._flying = False
@@ -166,13 +166,13 @@ class _Pipe:
         self.flow()
 
     def flow(self) -> None:
-        if self._sent and not self._flying and not self._network.is_cut(self.source, self.target):
+        if self._sent and not self._flying and not self.network.is_cut(self.source, self.target):
             self._flying = True
-            self._network._world.after(self._network.delay(), self._land)
+            self.network._world.after(self.network.delay(), self._land)
 
     def _land(self) -> None:
         self._flying = False
-        if self._network.is_cut(self.source, self.target):
+        if self.network.is_cut(self.source, self.target):
             return
         items, self._sent = self._sent, []
         self._loop.call_soon(self._take, items)
@@ -205,8 +205,8 @@ class _Pipe:
         self._loop.call_soon(self._take, [("UNAVAILABLE", "the connection was reset")])
 
     def forget(self) -> None:
-        if self in self._network._pipes:
-            self._network._pipes.remove(self)
+        if self in self.network._pipes:
+            self.network._pipes.remove(self)
 
 
 class SimStream:
@@ -242,6 +242,8 @@ class SimStream:
         if self._over or self._events.end is not None:
             raise asyncio.InvalidStateError("RPC already finished.")
         self._requests.put(pb.RequestBatch.FromString(batch.SerializeToString()))
+        if any(request.HasField("part") for request in batch.requests):  # the stream takes so much at once
+            await asyncio.sleep(self._requests.network.delay())
 
     async def read(self) -> Any:
         return await self._events.get()
@@ -258,7 +260,7 @@ class SimStream:
         self._requests.put(("CANCELLED", ""))
         self._requests.forget()
         if there is not None and task is not None:
-            network = self._requests._network
+            network = self._requests.network
 
             def arrive() -> None:
                 there.call_soon(task.cancel)

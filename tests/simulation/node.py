@@ -215,12 +215,13 @@ class SimNode:
         self.service = StorageService(
             self.driver,
             self._identity,
-            SessionLimits(lease_ms=1000),
+            SessionLimits(lease_ms=1000, slice_objects=1),
             metrics(),
             clock=self._wall_clock,
             bounds=self.bounds,
             room=lambda: self.room,
             level=lambda: HISTORY_LEVEL,
+            work_clock=Uneven(self),
         )
         self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)
@@ -359,7 +360,16 @@ class SimNode:
             self.driver.receive([message])
 
     async def serve(self, requests: AsyncIterator[Any], context: Any) -> None:
-        await self.service.Session(requests, context)
+        await self.service.Session(self._incoming(requests), context)
+
+    async def _incoming(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for batch in requests:
+            parts = any(request.HasField("part") for request in batch.requests)
+            if parts:
+                self.point("before part")
+            yield batch
+            if parts:
+                self.point("after part")
 
     # ---- what the watcher hears ------------------------------------------------------------------------
 

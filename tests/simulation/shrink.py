@@ -57,6 +57,8 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         size //= 2
     if plan.weather != Weather():
         yield replace(plan, weather=Weather())
+    if plan.part_bytes:
+        yield replace(plan, part_bytes=0)
     if plan.clients > 1:
         yield replace(plan, clients=plan.clients - 1)
     last = max((fault.at for fault in faults), default=0.0)

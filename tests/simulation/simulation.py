@@ -13,12 +13,14 @@ from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
-from tests.simulation.faults import MOST_CLIENTS, Fault, draw
-from tests.simulation.history import Committed, History
+from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_removals
+from tests.simulation.history import History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
 from tests.simulation.operator import Operator
+from tests.simulation.packs import Replay, check_left
 from tests.simulation.scarcity import Scarcity
+from tests.simulation.shelves import Shelves
 from tests.simulation.watcher import Watcher
 from tests.simulation.workload import Workload
 from tests.simulation.world import Violation, World
@@ -27,6 +29,8 @@ from tests.unit.engine.commands import everything
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
 START_SECONDS = 30.0
+#: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
+PART_BYTES = (0, 0, 0, 64, 100, 250)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Plan:
     weather: Weather
     faults: tuple[Fault, ...]
     blobs: float = 0.0  # share of transactions
+    #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
+    part_bytes: int = 0
+    packs: float = 0.0  # likewise, of such that make garbage, or pack
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -60,7 +67,22 @@ class Plan:
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
         blobs = rng.choice((0.0, 0.15, 0.6))
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), blobs)
+        packs = rng.choice((0.0, 0.1, 0.4))
+        if packs and rng.random() < 0.7:
+            faults += strike_at_removals(rng, seconds)
+        part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
+        return cls(
+            str(seed),
+            nodes,
+            clients,
+            seconds,
+            pause,
+            weather,
+            tuple(faults),
+            blobs,
+            part_bytes=part_bytes,
+            packs=packs,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,9 @@ class Result:
     uploads: int
     blobs: int
     ended: int
+    in_parts: int
+    packs: int
+    collected: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -95,6 +120,9 @@ class Result:
             "uploads": self.uploads,
             "blobs committed": self.blobs,
             "uploads that ended although they were wanted": self.ended,
+            "acknowledged in parts": self.in_parts,
+            "packs": self.packs,
+            "objects collected": self.collected,
         }
 
 
@@ -113,12 +141,16 @@ class Simulation:
         self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
         self.clients = [
-            SimClient(n, self.world, self.network, addresses, self.history) for n in range(plan.clients)
+            SimClient(n, self.world, self.network, addresses, self.history, plan.part_bytes)
+            for n in range(plan.clients)
         ]
         clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
-        self.ledger = Ledger(jumps(clocks))
+        self.ledger = Ledger(jumps(clocks) or plan.packs > 0)
+        self.shelves = Shelves(collect=not plan.blobs)
+        self.replay = Replay(lambda identity: self._sound()[0].engine.transaction_tid(identity))
         self.workloads = [
-            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs) for c in self.clients
+            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs, self.shelves, plan.packs)
+            for c in self.clients
         ]
         names = [client.name for client in self.clients]
         self.breaker = Breaker(self.world, self.network, self.nodes, names)
@@ -160,6 +192,9 @@ class Simulation:
             self.ledger.uploads,
             len(self.ledger.revisions),
             self.ledger.ended,
+            sum(client.in_parts for client in self.clients),
+            len(self.replay.packed),
+            len(self.replay.collected),
         )
 
     def _run(self) -> None:
@@ -222,16 +257,25 @@ class Simulation:
             return False
         last = {node.wal.last_index() for node in nodes}
         applied = {node.engine.applied_index for node in nodes}
-        return len(last) == 1 and last == applied
+        removing = any(node.engine.pack_state().phase not in ("", "done") for node in nodes)
+        return len(last) == 1 and last == applied and not removing
 
     def _check_history(self) -> None:
-        engine = self._sound()[0].engine
-        transactions = everything(engine)
+        replay = self.replay
+        replay.run(self.watcher.committed)
         for node in self._sound():
+            transactions = everything(node.engine)
+            check_left(replay, node.name, transactions)
             self.ledger.check(node.engine, transactions)
-        truth = [
-            Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
-            for each in transactions
-        ]
+        if not self.history.packed <= replay.packed:
+            raise Violation("a read was refused for a pack that there never was")
         objects = self.objects
-        check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)
+        check_all(
+            self.history,
+            replay.truth,
+            accounts=objects.accounts,
+            total=objects.total,
+            lists=objects.lists,
+            collected=frozenset(replay.collected),
+            gone=frozenset({each.tid for each in replay.truth} - {each.tid for each in replay.left()}),
+        )

@@ -15,7 +15,7 @@ import typer
 
 from tests.simulation.__main__ import main
 from tests.simulation.campaign import Campaign
-from tests.simulation.faults import CRASH_POINTS
+from tests.simulation.faults import CRASH_POINTS, PACK_POINTS
 from tests.simulation.mutants import BY_NAME, FOCUS, MUTANTS, SEEDS
 from tests.simulation.shrink import kind, shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
@@ -74,10 +74,14 @@ def test_every_promise_holds_in_a_thousand_runs(campaign: Campaign) -> None:
         struck += result.struck
         totals.update(result.totals())
     assert failed == {}
-    assert [point for point in CRASH_POINTS if not struck[point]] == [], "every crash point was struck"
+    assert [point for point in (*CRASH_POINTS, *PACK_POINTS) if not struck[point]] == [], (
+        "every crash point was struck"
+    )
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
+    assert min(totals["packs"], totals["objects collected"]) > HELD
     assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
+    assert totals["acknowledged in parts"] > 5 * HELD
 
 
 @pytest.mark.timeout(600)

@@ -154,6 +154,8 @@ class EngineMachine(RuleBasedStateMachine):
             found = engine.changed_since(tid, limit)
             assert [each for each in every if each in found] == found
             assert len(found) == min(limit, len(engine.changed_since(tid, 1000)))
+            newest = [each for each in every if each[0] <= self.model.pack.tid][-1:]
+            assert limit < 9 or len(found) == 9 or all(each in found for each in newest)
             if limit == 9:
                 assert {each[0] for each in found} >= {each[0] for each in seen[:limit]} or len(found) == 9
 

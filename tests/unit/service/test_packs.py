@@ -11,7 +11,7 @@ from raftstorage.node.tids import timestamp_tid
 from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.node.test_packing import record
+from tests.unit.node.packing_node import record
 from tests.unit.service.session_world import Client, World, oid, run, world
 
 PACK = b"a pack of today."

@@ -68,7 +68,7 @@ def test_what_was_gathered_is_what_was_sent(gatherer: Gatherer) -> None:
     assert [each.tid for each in commands] == [b"the tid!", b"", b"", b""]
     whole = pb.Transaction.FromString(put_together([*(each.transaction for each in commands), b""]))
     assert whole.records[2].data == b"x" * 900 + b"y" * 50
-    assert gatherer.end(A, 4) == pb.INVALID, "they are gone from here"
+    assert gatherer.end(A, 4) == pb.BUSY, "they are gone from here"
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 300_000])
@@ -80,7 +80,7 @@ def test_a_fragment_is_serialized_as_protobuf_does(size: int) -> None:
 
 
 def test_parts_come_one_after_the_other(gatherer: Gatherer) -> None:
-    assert gatherer.put(A, 1, part(1)) == pb.INVALID
+    assert gatherer.put(A, 1, part(1)) == pb.BUSY
     assert gatherer.put(A, 0, part(1)) == 0
     assert gatherer.put(A, 2, part(2)) == pb.INVALID
     assert gatherer.put(A, 1, part(2)) == pb.INVALID, "what was refused stays so"
@@ -216,6 +216,7 @@ def test_parts_are_dropped_when_nothing_comes_in_time_and_may_come_again(gathere
     gatherer.tick(110.0)
     gatherer.tick(141.0)
     assert not gatherer._owners, "what was refused is forgotten too"
+    assert gatherer.put(A, 1, part(2), now=141.0) == pb.BUSY and gatherer.end(A, 2) == pb.BUSY, "the same answer"
 
 
 def test_an_abort_and_the_end_of_a_session_drop_parts(gatherer: Gatherer) -> None:
@@ -224,7 +225,7 @@ def test_an_abort_and_the_end_of_a_session_drop_parts(gatherer: Gatherer) -> Non
         gatherer.put(B, 0, part(2), owner=owner)
     gatherer.drop(ME, A)
     gatherer.closed(OTHER)
-    assert gatherer.end(A, 1) == pb.INVALID and gatherer.end(B, 1, owner=OTHER) == pb.INVALID
+    assert gatherer.end(A, 1) == pb.BUSY and gatherer.end(B, 1, owner=OTHER) == pb.BUSY
     assert isinstance(gatherer.end(B, 1), Parts)
     assert gatherer.weight == 0 and not gatherer._owners
 
