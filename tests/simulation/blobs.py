@@ -34,14 +34,16 @@ def crc(data: bytes) -> int:
 class Ledger:
     """What clients wanted to have: bytes by a commit's identity and oid; revisions that were acknowledged.
 
-    `clocks_jump`: an upload may end at any moment. Else one that is whole can only be refused by who lags.
+    `leads(address)`: is that node the leader, and nobody newer? `clocks_jump`: uploads may end at any moment. Else
+    one that is whole can only be refused by a leader that was deposed and does not know.
     `packed`: revisions up to this tid may be packed away, or collected.
     """
 
+    leads: Callable[[str], bool]
     clocks_jump: bool = False
+    packed: bytes = b""
     wanted: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)
     revisions: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
-    packed: bytes = b""
     uploads: int = 0
     ended: int = 0  # of those that were wanted
 
@@ -148,9 +150,8 @@ class BlobWork:
         except Refused as refused:
             if refused.failure.reason != pb.NO_UPLOAD:
                 raise
-            # A vote may have been asked of a leader that was deposed, and did not know: who lags has less.
-            packed = bool(blob.same_as) and blob.same_as <= self._ledger.packed
-            if whole and one_phase and not packed and not self._ledger.clocks_jump:
+            known = one_phase or self._ledger.leads(refused.address)
+            if whole and known and not self._ledger.clocks_jump:
                 raise Violation(f"{self._client.name} is refused a blob that was whole: {refused}") from None
             self._ledger.ended += whole
             raise

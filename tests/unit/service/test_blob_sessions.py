@@ -12,7 +12,7 @@ from raftstorage.node.disk_space import Room
 from raftstorage.node.raft.types import Role
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.sessions import SessionLimits
-from raftstorage.node.uploads import IDLE_MS, OWN, Uploads
+from raftstorage.node.uploads import IDLE_MS, OWN, WINDOW_BYTES, Uploads
 from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL, PARTS_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
@@ -20,6 +20,8 @@ from tests.unit.pieces import pieces
 from tests.unit.service.session_world import Client, oid, run, world
 
 UPLOAD = b"U" * 16
+#: Chunks that may be in the log and not applied.
+IN_LOG = WINDOW_BYTES // BLOB_CHUNK_BYTES
 NEW = {"level": lambda: HISTORY_LEVEL}
 
 
@@ -209,11 +211,11 @@ async def test_an_upload_fills_no_queue_but_its_own_and_a_commit_passes_it() -> 
         numbers = [await client.send(**call) for call in calls]
         refused = (await client.answer(numbers[-1])).failure
         assert refused.reason == pb.BUSY and refused.retry_after_ms > 0
-        assert it.driver.backlog.items == 4  # chunks of 256 KiB
-        assert it.metric("queue_items", queue="uploads") == len(calls) - 1 - 4
+        assert it.driver.backlog.items == IN_LOG
+        assert it.metric("queue_items", queue="uploads") == len(calls) - 1 - IN_LOG
         done = asyncio.create_task(other.commit(1, 5))
-        await until(lambda: it.driver.backlog.items >= 5)
-        it.driver.apply(5)
+        await until(lambda: it.driver.backlog.items > IN_LOG)
+        it.driver.apply(IN_LOG + 1)
         assert (await done).committed.tid
         it.driver.held = False
         it.driver.apply()
@@ -232,11 +234,11 @@ async def test_a_session_that_ends_leaves_nothing_behind() -> None:
         it.driver.held = True
         for call in chunks(bytes(8 * BLOB_CHUNK_BYTES)):
             await client.send(**call)
-        await until(lambda: it.metric("queue_items", queue="uploads") == 4)
+        await until(lambda: it.metric("queue_items", queue="uploads") == 8 - IN_LOG)
         client._call.cancel()
         await until(lambda: not it.metric("queue_items", queue="uploads"))
         it.driver.apply()
-        assert it.driver.engine.upload_size(UPLOAD) == 4 * BLOB_CHUNK_BYTES
+        assert it.driver.engine.upload_size(UPLOAD) == IN_LOG * BLOB_CHUNK_BYTES
         uploads = it.service._transacting.uploads
         assert not any(uploads.owned(session).items for session in list(it.service._sessions))
 
