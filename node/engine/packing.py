@@ -221,16 +221,16 @@ class Packing(Commits):
     def _remove(
         self, key: bytes, stub: Stub, removal: Removal, gone: dict[bytes, int], changes: list[Change]
     ) -> None:
-        self._forget(key, stub, changes)
+        removal.size += self._forget(key, stub, changes)
         removal.records += 1
         removal.size += 0 if stub.no_data else stub.size  # of garbage it was counted when it was collected
         gone[key[8:]] = gone.get(key[8:], 0) + 1
 
-    def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> None:
-        """Removes a record and all that it alone has."""
-        self._forget_blob(stub, changes)
+    def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> int:
+        """Removes a record and all that it alone has; returns the bytes of its blob if that goes too."""
         changes.append(("records", key, None))
         changes += [("data", each, None) for each in chunk_keys(key, stub)]
+        return self._forget_blob(stub, changes)
 
     def _gone(self, tid: bytes) -> int:
         key = _GONE_KEY + tid

@@ -93,9 +93,10 @@ class Outcome:
 class Refused(Exception):
     """The cluster's definite no."""
 
-    def __init__(self, failure: pb.Failure) -> None:
+    def __init__(self, failure: pb.Failure, address: str = "") -> None:
         super().__init__(f"{pb.Reason.Name(failure.reason)}: {failure.message}")
         self.failure = failure
+        self.address = address  # whose no it is
 
 
 class SimClient:
@@ -155,7 +156,7 @@ class SimClient:
                 self.world.errors.append(f"{self.name} is refused what is right: {event.failure.message}")
             if event.failure.reason == pb.STORAGE_FULL and reading:
                 self.world.errors.append(f"{self.name} is refused a read for a full disk")
-            raise Refused(event.failure)
+            raise Refused(event.failure, address)
         return event, address
 
     def _check_order(self, event: pb.Event) -> None:

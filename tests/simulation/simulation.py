@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.reading import LAST
 
 from tests.simulation.blobs import Ledger, jumps
 from tests.simulation.breaker import Breaker
@@ -149,7 +150,7 @@ class Simulation:
             for n in range(plan.clients)
         ]
         clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
-        self.ledger = Ledger(jumps(clocks) or plan.packs > 0)
+        self.ledger = Ledger(self._leads, jumps(clocks), LAST if plan.packs else b"")
         self.shelves = Shelves(collect=not plan.blobs)
         self.replay = Replay(lambda identity: self._sound()[0].engine.transaction_tid(identity))
         self.workloads = [
@@ -266,6 +267,12 @@ class Simulation:
         self.world.run(self.world.now + PEACE_SECONDS, lambda: bool(done))
         if not done:
             raise Violation(otherwise)
+
+    def _leads(self, address: str) -> bool:
+        """In the newest term that anybody leads, and ready."""
+        term, node_id = max(self.watcher.leaders.items())
+        node = self.nodes[node_id]
+        return node.address == address and node.up and node.driver.is_ready_leader and node.driver.term == term
 
     def _sound(self) -> Sequence[SimNode]:
         """Who must come together: members that can start. One that the leader has let in may never have heard."""
