@@ -33,6 +33,10 @@ class Packed(Exception):
         self.packed = packed
 
 
+class Interrupted(Exception):
+    """The database was packed, or replaced by another node's copy: what a verification found means nothing."""
+
+
 class EngineWriteError(EngineError):
     """The state could not be written. What is on disk is older, and sound."""
 
@@ -139,6 +143,25 @@ def add_page(transactions: list[pb.CommittedTransaction], page: list[pb.Committe
     if goes_on:
         transactions[-1].records.extend(page[0].records)
     transactions += page[goes_on:]
+
+
+class Verification(Protocol):
+    """A look at all that can be seen as of the transaction `tid`. Counts and `problems` rise with each step.
+
+    `problems`: each for a person; whoever reads them takes them away. `digest`: in the end, equal on all nodes
+    whose `packed` is; b"" when something could not be read.
+    """
+
+    tid: bytes
+    packed: bytes
+    records: int
+    bytes_read: int
+    blobs: int
+    problems: list[str]
+    digest: bytes
+
+    def step(self) -> bool:
+        """About a millisecond of work; False: that was all. Interrupted: it has to begin again."""
 
 
 #: A transaction's tid and the oids it changed, in stored order.
@@ -295,6 +318,11 @@ class Engine(Protocol):
 
     def digest(self) -> bytes:
         """SHA-256 over all that can be seen, for comparing replicas at one applied index. Slow."""
+
+    def verification(self, tid: bytes, references: bool) -> Verification:
+        """Reads everything, and compares checksums; with `references` also whether what current records refer to
+        is there. What is applied meanwhile changes nothing of what it sees. Packed: `tid` is below the newest
+        pack's."""
 
     def flush(self) -> None:
         """Makes durable what was applied when it was called, and raises `durable_index` to that.

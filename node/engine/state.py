@@ -7,11 +7,11 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from raftstorage.node.engine.api import Applied, Checkpointed, EngineError
-from raftstorage.node.engine.digest import Digesting
 from raftstorage.node.engine.kv import FAMILIES, Change, KeyValueStore
 from raftstorage.node.engine.layout import FORMAT, MEMBERSHIP_KEY, STATE_KEY, State, read_state, seal, unseal
 from raftstorage.node.engine.listing import Listing
 from raftstorage.node.engine.packing import Packing
+from raftstorage.node.engine.verifying import Verifying
 from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
@@ -21,7 +21,7 @@ RETENTION = 1 << 20
 MAX_ALLOCATION = 1 << 20
 
 
-class StateMachine(Packing, Listing, Digesting):
+class StateMachine(Packing, Listing, Verifying):
     """An `api.Engine` over any KeyValueStore."""
 
     def __init__(self, store: KeyValueStore, retention: int = RETENTION) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -19,6 +19,7 @@ from raftstorage.node.members import Members, NoSuchMember
 from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
 from raftstorage.node.raft.types import NotLeader, Role
+from raftstorage.node.service.verify import NotNow, Verifier
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
@@ -73,6 +74,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._members = members
         self._versions = versions
         self._insights = insights
+        self._verifier = Verifier(lambda: driver.engine)
         self._started = time.monotonic()
         self._software = metadata.version("raftstorage")
 
@@ -163,6 +165,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyReply:  # noqa: N802
         me = self._identity
         return pb.IdentifyReply(cluster_id=me.cluster_id, node_id=me.node_id, instance=me.instance)
+
+    async def Verify(  # noqa: N802 - generated name
+        self, request: pb.VerifyRequest, context: Any
+    ) -> AsyncIterator[pb.VerifyReport]:
+        try:
+            async for report in self._verifier.reports(request):
+                yield report
+        except NotNow as error:
+            await context.abort(error.code, str(error))
 
     # ---- what they do --------------------------------------------------------------------------------
 
