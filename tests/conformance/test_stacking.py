@@ -67,6 +67,22 @@ for cases in CASES.values():  # where a test runner looks for them
     globals().update(cases)
 
 
+def _nobody_else(case: Any) -> Any:
+    """ZODB's checks of several clients skip themselves: a DemoStorage passes no invalidations of others on."""
+    raise NotImplementedError
+
+
+def _no_undo(case: Any) -> None:
+    pytest.skip("a MappingStorage has no undo, and no DemoStorage over it")
+
+
+for cases in (CASES[OnBase], CASES[OnChanges]):
+    for case in cases.values():
+        case._new_storage_client = _nobody_else  # type: ignore[attr-defined]
+CASES[OnBase]["TestRevisionOnBase"].testLoadBeforeUndo = _no_undo  # type: ignore[attr-defined]
+CASES[OnBase]["TestIteratorOnBase"].testUndoZombie = _no_undo  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("place", CASES, ids=lambda place: place.__name__)
 def test_every_check_is_collected(place: type) -> None:
     found = CASES[place].values()
