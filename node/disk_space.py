@@ -96,7 +96,7 @@ class Handover:
 class DiskWatcher:
     """Looks at the disk every second, on the loop; a slow file system holds nobody up.
 
-    `look`: OSError when it cannot tell; called in a thread. `voters`: the other voters in reach, with the last
+    `look`: OSError when it cannot tell; called by `in_thread`. `voters`: the other voters in reach, with the last
     index that each is known to have; empty on a node that does not lead. `hand_over(node)`: raises what it likes
     when leadership stays here.
     """
@@ -108,11 +108,13 @@ class DiskWatcher:
         voters: Callable[[], Mapping[int, int]],
         hand_over: Callable[[int], Awaitable[object]],
         peer_has_room: Callable[[int], bool | None] = lambda node: None,
+        in_thread: Callable[[Callable[[], Space]], Awaitable[Space]] = asyncio.to_thread,
     ) -> None:
         self.gauge = Gauge(reserve)
         self._look = look
         self._voters = voters
         self._hand_over = hand_over
+        self._in_thread = in_thread
         self._handover = Handover(peer_has_room)
         self._task: asyncio.Task[None] | None = None
         self._blind = False
@@ -146,7 +148,7 @@ class DiskWatcher:
     async def look(self) -> None:
         """Looks now; a leader without room tries to hand over."""
         try:
-            space = await asyncio.to_thread(self._look)
+            space = await self._in_thread(self._look)
         except OSError as error:
             if not self._blind:
                 log.warning("cannot tell how much room the disk has: %s", error)

@@ -157,7 +157,7 @@ class Node:
         disk = self.disk = DiskWatcher(
             partial(measure, options.directory),
             options.disk_reserve_bytes,
-            self._other_voters,
+            lambda: driver.other_voters(peers.connected),
             driver.transfer_leader,
             self._peer_has_room,
         )
@@ -332,15 +332,6 @@ class Node:
                     f"cannot serve metrics on {self.options.metrics}: {error.strerror or error}"
                 ) from error
             self.metrics_address = f"{self.options.metrics.rsplit(':', 1)[0]}:{port}"
-
-    def _other_voters(self) -> dict[int, int]:
-        """Whom this node could hand leadership to, with the last index of each; empty when it does not lead."""
-        status = self.driver.status()
-        if status.role is not Role.LEADER:
-            return {}
-        voters = status.membership.voters
-        reached = [peer for peer in status.peers if peer.node_id in voters and self._peers.connected(peer.node_id)]
-        return {peer.node_id: peer.match_index for peer in reached}
 
     def _receive(self, messages: Sequence[Message]) -> None:
         self.driver.receive(messages)

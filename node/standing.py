@@ -112,6 +112,15 @@ class Standing:
         """Leads, and has applied its own term's no-op: its engine holds all that was ever committed before."""
         return self._core.role is Role.LEADER and self._ready_term == self._core.term
 
+    def other_voters(self, connected: Callable[[int], bool]) -> dict[int, int]:
+        """Whom a leader could hand leadership to, with the last index of each; empty when it does not lead."""
+        if self._core.role is not Role.LEADER:
+            return {}
+        voters = self._core.membership.voters
+        return {
+            node: peer.match for node, peer in self._core.progress().items() if node in voters and connected(node)
+        }
+
     def status(self) -> DriverStatus:
         core = self._core
         progress = core.progress() if core.role is Role.LEADER else {}

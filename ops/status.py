@@ -18,7 +18,7 @@ DEFAULT_ADDRESSES = "127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443"
 # A node that was restarted shall be seen at once, not after gRPC's default back-off of up to two minutes.
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
 ]

@@ -120,7 +120,7 @@ def make_body(
     """`head` has neither records nor checks, and is changed. `records` and `checks` (serials) are by oid.
 
     `in_parts`: the cluster takes parts. Then a body above `part_bytes` is a LargeBody, with no part above that;
-    0: PART_BYTES, which is the most that a node takes, and more than HEAD_BYTES is needed.
+    0: PART_BYTES, which is the most that a node takes, and more than HEAD_BYTES and BLOB_BYTES is needed.
     """
     part_bytes = part_bytes or PART_BYTES
     if in_parts:

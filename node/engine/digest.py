@@ -78,7 +78,8 @@ class Digesting(Leftovers):
             yield "blobs", blob_key(number, chunk), self._chunk(number, chunk)
 
     def _uploads(self) -> Iterator[Pair]:
-        """What no transaction has; what dropped fragments had claimed is one of them."""
+        """What no transaction has; what dropped fragments had claimed is one of them. Other claimed bytes are of a
+        record, which a pack may have removed."""
         for key, sealed in self._store.scan("uploads", b"i"):
             if not key.startswith(b"i"):
                 break
@@ -86,7 +87,8 @@ class Digesting(Leftovers):
             if upload.claim in self._dropped:
                 upload = upload._replace(claim=0)
             yield "uploads", key, upload.sealed()
-            yield from self._blob_pairs(upload.number, upload.size)
+            if not upload.claim:
+                yield from self._blob_pairs(upload.number, upload.size)
 
     def _visible_transactions(self) -> Iterator[Pair]:
         for tid, sealed in self._store.scan("transactions", b""):

@@ -178,13 +178,15 @@ class Packing(Commits):
         packed = self._pack.tid
         gone: dict[bytes, int] = {}
         held: tuple[bytes, Stub] | None = None  # goes if another one comes that is not newer than the pack
-        looked = 0
-        for key, sealed in self._store.scan("records", removal.key):
+        looked, begin = 0, removal.key
+        for key, sealed in self._store.scan("records", begin):
             if held is not None and held[0][:8] != key[:8]:
                 self._remove_deletion(*held, removal, gone, changes)
                 held = None
-            if looked >= max(budget, 2):  # one of an object is looked at twice
-                removal.key = key if held is None else held[0]
+            onward = key if held is None else held[0]
+            # One of an object is looked at twice. However much the first one is, the next step begins behind it.
+            if looked >= max(budget, 2) and onward > begin:
+                removal.key = onward
                 removal.done -= held is not None
                 break
             if key[8:] > packed:
@@ -221,16 +223,16 @@ class Packing(Commits):
     def _remove(
         self, key: bytes, stub: Stub, removal: Removal, gone: dict[bytes, int], changes: list[Change]
     ) -> None:
-        self._forget(key, stub, changes)
+        removal.size += self._forget(key, stub, changes)
         removal.records += 1
         removal.size += 0 if stub.no_data else stub.size  # of garbage it was counted when it was collected
         gone[key[8:]] = gone.get(key[8:], 0) + 1
 
-    def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> None:
-        """Removes a record and all that it alone has."""
-        self._forget_blob(stub, changes)
+    def _forget(self, key: bytes, stub: Stub, changes: list[Change]) -> int:
+        """Removes a record and all that it alone has; returns the bytes of its blob if that goes too."""
         changes.append(("records", key, None))
         changes += [("data", each, None) for each in chunk_keys(key, stub)]
+        return self._forget_blob(stub, changes)
 
     def _gone(self, tid: bytes) -> int:
         key = _GONE_KEY + tid

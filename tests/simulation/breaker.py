@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from raftstorage.node.raft.types import Role
 
+from tests.simulation.around import Crash
 from tests.simulation.faults import LEADER, Fault
 from tests.simulation.network import Network
-from tests.simulation.node import Crash, SimNode
+from tests.simulation.node import SimNode
 from tests.simulation.world import SimLoop, World
 
 
@@ -75,6 +76,9 @@ class Breaker:
             case "change the members at":
                 for node in nodes:
                     self.change_members(node, fault.detail, int(fault.number))
+            case "hand over the leadership of":
+                for node in nodes:
+                    node.hand_over()
             case "flip a bit of":
                 for node in nodes:
                     self._flip(node)

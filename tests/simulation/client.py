@@ -93,9 +93,10 @@ class Outcome:
 class Refused(Exception):
     """The cluster's definite no."""
 
-    def __init__(self, failure: pb.Failure) -> None:
+    def __init__(self, failure: pb.Failure, address: str = "") -> None:
         super().__init__(f"{pb.Reason.Name(failure.reason)}: {failure.message}")
         self.failure = failure
+        self.address = address  # whose no it is
 
 
 class SimClient:
@@ -145,14 +146,17 @@ class SimClient:
     def _told(self, tid: bytes, oids: Sequence[bytes]) -> None:
         self.history.events.append(Told(self.number, self.world.now, tid, tuple(oids)))
 
-    async def flow(self, flow: Flow) -> tuple[pb.Event, str]:
+    async def flow(self, flow: Flow, *, reading: bool = False) -> tuple[pb.Event, str]:
+        """An answer, and the address that it came from. Refused."""
         outcome = Outcome(self.loop, self._check_order)
         self.replicas.launch(flow, outcome)
         event, address = await outcome.future
         if event.HasField("failure"):
             if event.failure.reason in NEVER:
                 self.world.errors.append(f"{self.name} is refused what is right: {event.failure.message}")
-            raise Refused(event.failure)
+            if event.failure.reason == pb.STORAGE_FULL and reading:
+                self.world.errors.append(f"{self.name} is refused a read for a full disk")
+            raise Refused(event.failure, address)
         return event, address
 
     def _check_order(self, event: pb.Event) -> None:
@@ -181,7 +185,7 @@ class SimClient:
 
     async def read_point(self) -> bytes:
         call = Call("read_barrier", pb.ReadBarrier())
-        event, _ = await self.flow(self.replicas.read(call, Z64, READ_SECONDS, leader_first=True))
+        event, _ = await self.flow(self.replicas.read(call, Z64, READ_SECONDS, leader_first=True), reading=True)
         return event.read_point.last_tid
 
     async def load(self, oid: bytes, snapshot: bytes) -> tuple[bytes, bytes] | None:
@@ -192,7 +196,7 @@ class SimClient:
             return cached.data, cached.serial
         call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=snapshot))
         try:
-            event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS))
+            event, _ = await self.flow(self.replicas.read(call, snapshot, READ_SECONDS), reading=True)
         except Refused as refused:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None

@@ -11,7 +11,10 @@ from pathlib import Path
 
 SECTOR = 512
 LOG = Path("/log")
-SEGMENT_BYTES = 6 << 10
+#: Of a log's segments; each node draws one. Small ones can be cut sooner.
+SEGMENT_BYTES = (2 << 10, 6 << 10)
+#: Bytes that are free on a disk with room, more than a run ever needs.
+PLENTY = 600 << 10
 
 
 @dataclass
@@ -41,10 +44,15 @@ class SimFiles:
         self._open: dict[int, _File] = {}
         self._next = 3
         self.full = False
+        self.left = PLENTY  # by all others, in bytes
         self.fail_writes = 0  # so many of the next writes fail
         self.fail_syncs = 0
         self._written: tuple[_File, int] | None = None  # where the newest records begin; zeros are none
         self._synced: tuple[_File, int] | None = None
+
+    @property
+    def free(self) -> int:
+        return 0 if self.full else self.left
 
     # ---- Files -----------------------------------------------------------------------------------------
 
@@ -74,7 +82,7 @@ class SimFiles:
 
     def create(self, path: Path, size: int) -> int:
         self._point("before create")
-        if self.full:
+        if size > self.free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._files[path] = _File(bytearray(size), bytearray(size))
         self._renamed()

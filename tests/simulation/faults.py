@@ -64,6 +64,7 @@ RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
 PACK_POINTS = ("before pack step", "after pack step")
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
+HAND_OVER = "hand over the leadership of"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
 
 
@@ -204,6 +205,7 @@ KINDS: dict[str, Callable[[random.Random, float, Sequence[int]], Fault]] = {
     "slow disk": _slow,
     "flip": _simple("flip a bit of", leader=False),
     "membership": _membership,
+    "hand over": lambda rng, at, nodes: Fault(at, HAND_OVER, (LEADER,), 0.0),
 }
 
 
@@ -285,6 +287,8 @@ def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fa
     if rng.random() < 0.4:
         slow = Fault(back - 0.2, "slow the disk of", node, rng.uniform(0.5, 2.0), number=rng.choice((0.05, 0.3)))
         scene.append(slow)
+    if rng.random() < 0.4:  # to one with a longer log, perhaps, while the snapshot is on its way
+        scene.append(Fault(back + rng.uniform(0.05, 1.0), HAND_OVER, (LEADER,), 0.0))
     if rng.random() < 0.5:
         gone = rng.choice(("kill", "isolate", "pause", "pause", "cut the power of"))
         again = node if rng.random() < 0.3 else (LEADER,)

@@ -12,10 +12,6 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 from unittest import mock
 
-from raftstorage.client.cache.records import RecordCache
-from raftstorage.client.cluster import policy, refusals
-from raftstorage.client.cluster.feed import Feed
-from raftstorage.client.cluster.replicas import Replicas
 from raftstorage.node import transactions
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import Applied
@@ -33,9 +29,11 @@ from raftstorage.node.wal.segment import Segment
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation import mutants_of_blobs as blobs
+from tests.simulation import mutants_of_clients as clients
 from tests.simulation import mutants_of_growth as growth
 from tests.simulation import mutants_of_packs as packs
 from tests.simulation import mutants_of_parts as parts
+from tests.simulation import mutants_of_scarcity as scarcity
 from tests.simulation.disk import SimFiles
 from tests.simulation.focus import FOCUS
 from tests.unit.raft import change_mutants as changes
@@ -223,97 +221,6 @@ def counts_a_vote_as_a_commit() -> AbstractContextManager[object]:
     return patched(Coordinator, "finish", finish)
 
 
-# ---- the client --------------------------------------------------------------------------------------
-
-
-def takes_a_lost_answer_for_a_no() -> AbstractContextManager[object]:
-    stack = ExitStack()
-    stack.enter_context(patched(policy, "UNSURE", frozenset()))
-    stack.enter_context(patched(policy, "RETRY_LEAD", frozenset({pb.NOT_LEADER, pb.BUSY})))
-    return stack
-
-
-def gives_up_and_says_no() -> AbstractContextManager[object]:
-    """A commit whose time is over is called refused, though nobody knows what became of it."""
-    return patched(refusals.Attempts, "error", lambda self, kind, committing: refusals.refused(self._last, kind))
-
-
-def retries_under_another_name() -> AbstractContextManager[object]:
-    original = Replicas.commit
-
-    def commit(self: Replicas, identity: bytes, body: bytes, voted_at: str, timeout: float) -> policy.Flow:
-        flow = original(self, identity, body, voted_at, timeout)
-        happened: Any = None
-        attempts = 0
-        while True:
-            try:
-                step = flow.send(happened)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            if step.send is not None and step.send.call.kind == "commit":
-                attempts += 1
-                message = pb.Commit(transaction_id=bytes([attempts]) * 16, transaction=body)
-                if attempts > 1:
-                    message.transaction_id = identity[:15] + bytes([attempts])
-                else:
-                    message.transaction_id = identity
-                step = step._replace(send=step.send._replace(call=policy.Call("commit", message)))
-            happened = yield step
-
-    return patched(Replicas, "commit", commit)
-
-
-def reads_anywhere() -> AbstractContextManager[object]:
-    """A snapshot is read from a replica that need not have it: `at_least` is left out."""
-    original = Replicas.read
-
-    def read(self: Replicas, call: policy.Call, at_least: bytes, timeout: float, **more: Any) -> policy.Flow:
-        if call.kind == "load_before":
-            message = pb.LoadBefore(oid=call.message.oid, before=call.message.before)
-            call = policy.Call(call.kind, message)
-        return original(self, call, at_least, timeout, **more)
-
-    return patched(Replicas, "read", read)
-
-
-def believes_every_stream() -> AbstractContextManager[object]:
-    """Invalidations are taken in the order in which several streams bring them."""
-
-    def accept(self: Feed, tid: bytes, oids: Sequence[bytes]) -> None:
-        self._queue.append((tid, oids))
-        self.accepted = tid
-
-    return patched(Feed, "accept", accept)
-
-
-def caches_what_a_change_has_overtaken() -> AbstractContextManager[object]:
-    """An answer counts as current at the tid that the cache knows, not at the one that was asked for."""
-    original = RecordCache.store
-
-    def store(
-        self: RecordCache, oid: bytes, data: bytes, serial: bytes, next_serial: bytes | None, as_of: bytes
-    ) -> None:
-        original(self, oid, data, serial, next_serial, self.known)
-        if next_serial is None and not self.has(oid, self.known):
-            self._changed.pop(oid, None)
-            original(self, oid, data, serial, next_serial, self.known)
-
-    return patched(RecordCache, "store", store)
-
-
-def moves_on_before_the_cache_is_told() -> AbstractContextManager[object]:
-    """Every change is told to the cache when the next one comes."""
-    original = RecordCache.invalidate
-
-    def invalidate(self: RecordCache, tid: bytes, oids: Sequence[bytes]) -> None:
-        late = getattr(self, "late", None)
-        if late is not None:
-            original(self, *late)
-        self.late = tid, oids  # type: ignore[attr-defined]
-
-    return patched(RecordCache, "invalidate", invalidate)
-
-
 MUTANTS: list[Mutant] = [
     *core.MUTANTS,
     core.commits_older_terms,
@@ -326,9 +233,27 @@ MUTANTS: list[Mutant] = [
     growth.cuts_the_log_ahead_of_the_database,
     growth.resets_the_log_before_the_database_switch,
     growth.forgets_the_snapshots_term,
+    growth.lets_removed_nodes_disturb,
+    changes.changes_voters_in_one_step,
+    changes.elects_with_one_majority_while_joint,
+    changes.leaves_joint_before_it_is_committed,
+    changes.keeps_a_membership_that_is_cut_off,
+    changes.acknowledges_a_snapshot_before_it_is_written,
+    changes.installs_a_stale_snapshot,
+    changes.keeps_a_log_that_the_snapshot_contradicts,
+    changes.forgets_a_snapshots_membership,
+    changes.applies_behind_a_snapshot_that_is_not_written,
+    changes.takes_an_old_write_for_a_restored_log,
+    growth.does_not_finish_an_installation,
+    growth.cuts_the_log_without_a_base,
+    growth.cleans_more_than_was_forgotten,
+    growth.installs_before_it_is_written,
     parts.mixes_the_parts_of_two_attempts,
     parts.goes_on_with_another_attempts_fragments,
     parts.shows_fragments_that_nothing_followed,
+    scarcity.keeps_leadership_without_room,
+    scarcity.takes_writes_without_room,
+    scarcity.never_finds_room_again,
     forgets_its_vote,
     does_not_sync_votes,
     never_syncs,
@@ -348,33 +273,19 @@ MUTANTS: list[Mutant] = [
     answers_before_it_invalidates,
     forgets_who_was_away,
     counts_a_vote_as_a_commit,
-    takes_a_lost_answer_for_a_no,
-    gives_up_and_says_no,
-    retries_under_another_name,
-    reads_anywhere,
-    believes_every_stream,
-    caches_what_a_change_has_overtaken,
-    moves_on_before_the_cache_is_told,
+    clients.takes_a_lost_answer_for_a_no,
+    clients.gives_up_and_says_no,
+    clients.retries_under_another_name,
+    clients.reads_anywhere,
+    clients.believes_every_stream,
+    clients.caches_what_a_change_has_overtaken,
+    clients.moves_on_before_the_cache_is_told,
     *blobs.BLOB_MUTANTS,
     *packs.PACK_MUTANTS,
 ]
 
-#: Nobody has seen the simulator catch these yet; those of `changes` are caught by the core's own tests.
+#: Nobody has seen the simulator catch these yet.
 OPEN: list[Mutant] = [
-    changes.changes_voters_in_one_step,
-    changes.elects_with_one_majority_while_joint,
-    changes.leaves_joint_before_it_is_committed,
-    changes.keeps_a_membership_that_is_cut_off,
-    changes.acknowledges_a_snapshot_before_it_is_written,
-    changes.installs_a_stale_snapshot,
-    changes.keeps_a_log_that_the_snapshot_contradicts,
-    changes.forgets_a_snapshots_membership,
-    changes.applies_behind_a_snapshot_that_is_not_written,
-    changes.takes_an_old_write_for_a_restored_log,
-    growth.does_not_finish_an_installation,
-    growth.cuts_the_log_without_a_base,
-    growth.cleans_more_than_was_forgotten,
-    growth.installs_before_it_is_written,
     packs.collects_what_is_reached_from_newer_objects_alone,
 ]
 

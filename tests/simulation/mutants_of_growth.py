@@ -10,6 +10,8 @@ from raftstorage.node import durable
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.members import Members
+from raftstorage.node.raft import election
+from raftstorage.node.raft.core import RaftCore
 from raftstorage.node.raft.types import Role, SnapshotBase
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal
@@ -27,6 +29,18 @@ def begins_a_second_change() -> AbstractContextManager[object]:
         return
 
     return changes.together(changes.begins_a_second_change(), mock.patch.object(Members, "_settled", settled))
+
+
+def lets_removed_nodes_disturb() -> AbstractContextManager[object]:
+    """Nobody asks first whether votes would be given, and who asks for them is heard though a leader is."""
+    original = election.campaign
+
+    def campaign(core: RaftCore, *, pre: bool, transfer: bool = False) -> None:
+        original(core, pre=False, transfer=transfer)
+
+    return changes.together(
+        changes.lets_removed_nodes_disturb(), mock.patch.object(election, "campaign", campaign)
+    )
 
 
 # ---- snapshots and the log's front -------------------------------------------------------------------

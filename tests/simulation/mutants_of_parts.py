@@ -38,12 +38,13 @@ def mixes_the_parts_of_two_attempts() -> AbstractContextManager[object]:
 
 
 def goes_on_with_another_attempts_fragments() -> AbstractContextManager[object]:
-    """Fragments are known by transaction and number alone: what a deposed leader's attempt left counts, too."""
+    """Only another transaction ends a run of fragments, and in it they are known by their numbers alone: what a
+    deposed leader's attempt left counts for the next."""
     original = StateMachine._fragment
 
     def goes_on(self: Staging, command: pb.Command) -> bool:
         kind = command.WhichOneof("kind")
-        return kind in ("fragment", "commit") and getattr(command, kind).transaction_id == self.identity
+        return kind not in ("fragment", "commit") or getattr(command, kind).transaction_id == self.identity
 
     def fragment(self: StateMachine, index: int, fragment: pb.FragmentCommand, changes: list[Any]) -> Applied:
         if self._staging is not None and fragment.number < self._staging.count:

@@ -43,7 +43,7 @@ class Host(Protocol):
 
     loop: SimLoop | None
 
-    def receive(self, message: Message) -> None: ...
+    def receive(self, message: Message, has_room: bool) -> None: ...
     def copy_database(self) -> tuple[SnapshotBase, Contents]: ...
     async def serve(self, requests: AsyncIterator[pb.RequestBatch], context: Any) -> None: ...
 
@@ -82,15 +82,16 @@ class Network:
 
     # ---- messages between nodes -----------------------------------------------------------------------
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, has_room: bool) -> None:
+        """`has_room`: what the sender's stream says of its disk."""
         rng, weather = self._rng, self.weather
         copies = 2 if rng.random() < weather.repeat else 1
         wire = encode(message)
         for _ in range(copies):
             if rng.random() >= weather.loss:
-                self._world.after(self.delay(), lambda: self._deliver(message, wire))
+                self._world.after(self.delay(), lambda: self._deliver(message, wire, has_room))
 
-    def _deliver(self, message: Message, wire: Any) -> None:
+    def _deliver(self, message: Message, wire: Any, has_room: bool) -> None:
         a, b = message.from_node, message.to_node
         host = self.hosts.get(b)
         if host is None or host.loop is None or (f"n{a}", f"n{b}") in self.cuts:
@@ -102,7 +103,7 @@ class Network:
                 f"{a}->{b} {NAMES[message.type]} t{message.term} {message.log_index}/{message.log_term}"
                 f" +{len(message.entries)} c{message.commit}{' refused' if message.reject else ''}"
             )
-        host.loop.call_soon(host.receive, arrived)
+        host.loop.call_soon(host.receive, arrived, has_room)
 
     # ---- snapshots ------------------------------------------------------------------------------------
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from raftstorage.node.admission import Bounds
 from raftstorage.node.compaction import Compactor
-from raftstorage.node.disk_space import Room
+from raftstorage.node.disk_space import DiskWatcher, Room, Space
 from raftstorage.node.driver import Driver
 from raftstorage.node.durable import agree, membership_of
 from raftstorage.node.engine.api import Applied, EngineError
@@ -23,6 +21,7 @@ from raftstorage.node.raft.types import (
     Entry,
     FetchSnapshot,
     Message,
+    NotLeader,
     Persist,
     Role,
     RoleChange,
@@ -35,12 +34,15 @@ from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 from raftstorage.proto import HISTORY_LEVEL
 
-from tests.simulation.disk import LOG, SEGMENT_BYTES, SimFiles
+from tests.simulation.around import Crash, Peer, Timeouts, Uneven, Wire
+from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
 from tests.simulation.store import Contents, SimEngine, SimStore, copied
 from tests.simulation.watcher import Watcher
 from tests.simulation.world import Exit, SimLoop, World
 from tests.simulation.writer import SimWriter
+
+Done = TypeVar("Done")
 
 DISK_SECONDS = (0.0002, 0.002)  # of a write with its sync
 EPOCH = 1_700_000_000.0  # what the clocks show when a run begins
@@ -48,6 +50,10 @@ KILLED = 137
 #: A log of these many bytes is kept; each node draws one. The smallest leaves hardly anything to catch up from.
 KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
+RESERVE = PLENTY // 10
+SILENT_SECONDS = 1.0
+#: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
+MESSAGE_ENTRIES = (1, 3, 16, 16)
 EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
 CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
@@ -56,54 +62,6 @@ CONGESTED_CHANCE = 0.02  # whenever the driver asks
 def metrics() -> NodeMetrics:
     """Nobody reads them here."""
     return NodeMetrics()
-
-
-class Wire:
-    """`driver.Transport`: nothing to start or stop."""
-
-    def __init__(self, node: SimNode) -> None:
-        self._node = node
-
-    def send(self, message: Message) -> None:
-        self._node.send(message)
-
-    async def start(self) -> None: ...
-    async def stop(self) -> None: ...
-
-
-class Timeouts(random.Random):
-    """The core's random source."""
-
-    def __init__(self, node: SimNode) -> None:
-        super().__init__(f"{node.world.seed}/core {node.id} {node.lives}")
-        self._node = node
-
-    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
-        if self._node.world.now < self._node.crowded_until:
-            return start
-        return super().randrange(start, stop, step)
-
-
-class Uneven:
-    """The driver's clock: applying an entry takes up to 4 ms of it, so that backlogs need uneven turns."""
-
-    def __init__(self, node: SimNode) -> None:
-        self._rng = random.Random(f"{node.world.seed}/applying {node.id} {node.lives}")
-        self._now = 0.0
-
-    def __call__(self) -> float:
-        self._now += self._rng.random() * 0.004
-        return self._now
-
-
-@dataclass
-class Crash:
-    """Strikes when the node passes `point` once more than `passes` times; it is down for `seconds` then."""
-
-    point: str
-    passes: int
-    power: bool  # the machine goes, not the process alone
-    seconds: float
 
 
 class SimNode:
@@ -127,12 +85,12 @@ class SimNode:
         self.clock_offset = 0.0
         self.disk_seconds = DISK_SECONDS
         self.bounds = Bounds()
-        self.room = Room.AMPLE  # as the node's own watch would find it
         self.crash: Crash | None = None  # that is yet to strike in this life
         self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
         #: Called with the seconds to be down, None: as soon as somebody starts it again.
         self.ended_itself: Callable[[SimNode, float | None], None] = lambda node, seconds: None
         self._struck: Crash | None = None
+        self._peers: dict[int, Peer] = {}  # heard in this life
         self._network = network
         self._watcher = watcher
         self._rng = world.random(f"node {node_id}")
@@ -141,7 +99,10 @@ class SimNode:
         self.files = SimFiles(self._fault_rng, self.point)
         self.installed = Installed()  # what the file `database` says
         self.databases = {self.installed.name: self._new_store()}
-        self._keep_bytes = world.random(f"keep {node_id}").choice(KEEP_BYTES)
+        keep = world.random(f"keep {node_id}")
+        self._keep_bytes = keep.choice(KEEP_BYTES)
+        self.segment_bytes = keep.choice(SEGMENT_BYTES)
+        self._message_entries = world.random("messages").choice(MESSAGE_ENTRIES)
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
@@ -182,7 +143,7 @@ class SimNode:
 
     def _open(self) -> None:
         assert self.loop is not None
-        wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, cache_bytes=4 << 10, files=self.files)
+        wal = Wal.open(LOG, segment_bytes=self.segment_bytes, cache_bytes=4 << 10, files=self.files)
         self.databases = {self.installed.name: self.databases[self.installed.name]}
         engine = SimEngine(self.databases[self.installed.name], self.point)
         agree(wal, engine, self.installed)
@@ -191,7 +152,7 @@ class SimNode:
             Config(
                 self.id,
                 frozenset(),
-                max_message_entries=16,
+                max_message_entries=self._message_entries,
                 max_message_bytes=2048,
                 max_inflight_messages=8,
                 max_apply_bytes=4096,
@@ -212,6 +173,15 @@ class SimNode:
         self.wal = wal
         self.engine = engine
         self.members = Members(self.driver)
+        self._peers = {}
+        self.disk = disk = DiskWatcher(
+            lambda: Space(self.files.free, PLENTY),
+            RESERVE,
+            lambda: self.driver.other_voters(self._hears),
+            self.driver.transfer_leader,
+            lambda node: self._peers[node].has_room if node in self._peers else None,
+            self._in_thread,
+        )
         self.service = StorageService(
             self.driver,
             self._identity,
@@ -219,7 +189,7 @@ class SimNode:
             metrics(),
             clock=self._wall_clock,
             bounds=self.bounds,
-            room=lambda: self.room,
+            room=lambda: disk.room,
             level=lambda: HISTORY_LEVEL,
             work_clock=Uneven(self),
         )
@@ -235,9 +205,10 @@ class SimNode:
 
     async def _run(self, compactor: Compactor) -> None:
         await self.driver.start()
+        await self.disk.start()
         await compactor.run()
 
-    async def _in_thread(self, function: Callable[[], object]) -> object:
+    async def _in_thread(self, function: Callable[[], Done]) -> Done:
         """What takes long: done at some moment, of which the caller hears later."""
         await asyncio.sleep(self.disk_delay())
         result = function()
@@ -298,7 +269,7 @@ class SimNode:
     def send(self, message: Message) -> None:
         self.point("before send")
         self._watcher.sent(message)
-        self._network.send(message)
+        self._network.send(message, self.disk.room is Room.AMPLE)
         self.point("after send")
 
     def recover_disk(self) -> None:
@@ -306,6 +277,17 @@ class SimNode:
         self.files.full = False
         self.files.fail_writes = self.files.fail_syncs = 0
         self.disk_seconds = DISK_SECONDS
+
+    def hand_over(self) -> None:
+        """An operator asks it to."""
+        if self.loop is not None:
+            self.loop.call_soon(lambda: self.loop and self.loop.create_task(self._hand_over()))
+
+    async def _hand_over(self) -> None:
+        try:
+            await self.driver.transfer_leader()
+        except (NotLeader, LookupError, TimeoutError) as error:
+            self.world.say(f"{self.name} does not hand over: {error!r}")
 
     # ---- snapshots -------------------------------------------------------------------------------------
 
@@ -347,6 +329,7 @@ class SimNode:
 
     def _place(self, base: SnapshotBase) -> None:
         """`healing.placer`: the rename of the file `database` is atomic and durable."""
+        self._watcher.check_state(self)
         self.point("before database switch")
         self.installed = Installed(folder_name(base.index, base.term), base.index, base.term)
         self.point("after database switch")
@@ -355,9 +338,14 @@ class SimNode:
 
     # ---- Host ------------------------------------------------------------------------------------------
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: Message, has_room: bool) -> None:
         if self.loop is not None:
+            self._peers[message.from_node] = Peer(self.world.now, has_room)
             self.driver.receive([message])
+
+    def _hears(self, node: int) -> bool:
+        """Is there a stream, as far as this node can know?"""
+        return node in self._peers and self.world.now - self._peers[node].heard < SILENT_SECONDS
 
     async def serve(self, requests: AsyncIterator[Any], context: Any) -> None:
         await self.service.Session(self._incoming(requests), context)

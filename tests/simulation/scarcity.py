@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from functools import partial
 
 from raftstorage.node.admission import Amount, Bounds
-from raftstorage.node.disk_space import Room
 
-from tests.simulation.node import SimNode
+from tests.simulation.disk import PLENTY
+from tests.simulation.node import RESERVE, SimNode
 from tests.simulation.world import World
 
-PLENTY = Bounds()
+MANY = Bounds()
+#: With less than this not even what was voted for is written.
+LOW = RESERVE // 4
 
 
 class Scarcity:
@@ -28,6 +30,7 @@ class Scarcity:
         self._rng = world.random("scarcity")
         self._over = False
         self.strikes = self._rng.random() < 0.5
+        self.drills = self._rng.random() < 0.15  # disks fill up once more when all faults are over
 
     def begin(self, nodes: Mapping[int, SimNode]) -> None:
         if not self.strikes:
@@ -38,7 +41,7 @@ class Scarcity:
         new = Amount(few, size)
         bounds = Bounds(new, rng.choice((new, Amount(2 * few, 2 * size))), Amount(rng.choice((1, 2, 20)), 1 << 20))
         for node in nodes.values():
-            node.bounds = rng.choice((bounds, bounds, PLENTY))
+            node.bounds = rng.choice((bounds, bounds, MANY))
 
     def strike(self, nodes: Mapping[int, SimNode], seconds: float) -> None:
         """Disks are full from now on, at times."""
@@ -47,16 +50,16 @@ class Scarcity:
         rng = self._rng
         at = 0.0
         while (at := at + rng.expovariate(1.0)) < seconds:
-            node, room = nodes[rng.choice(list(nodes))], rng.choice((Room.LOW, Room.NONE))
-            self._world.after(at, partial(self._set, node, room))
-            self._world.after(at + rng.choice((0.1, 1.0, 3.0)), partial(self._set, node, Room.AMPLE))
+            node, left = nodes[rng.choice(list(nodes))], rng.choice((rng.randrange(LOW), rng.randrange(RESERVE)))
+            self._world.after(at, partial(self._leave, node, left))
+            self._world.after(at + rng.choice((0.3, 2.0, 6.0)), partial(self._leave, node, PLENTY))
 
-    def _set(self, node: SimNode, room: Room) -> None:
+    def _leave(self, node: SimNode, left: int) -> None:
         if not self._over:
-            self._world.say(f"{node.name}: {room.value}")
-            node.room = room
+            self._world.say(f"!! on the disk of {node.name} {left} bytes are free")
+            node.files.left = left
 
     def end(self, nodes: Mapping[int, SimNode]) -> None:
         self._over = True
         for node in nodes.values():
-            node.room = Room.AMPLE
+            node.files.left = PLENTY

@@ -8,11 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
+from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.reading import LAST
+
 from tests.simulation.blobs import Ledger, jumps
 from tests.simulation.breaker import Breaker
 from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
+from tests.simulation.drill import fill_disks
 from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_removals
 from tests.simulation.history import History
 from tests.simulation.network import Network, Weather
@@ -28,9 +32,10 @@ from tests.unit.engine.commands import everything
 
 #: How long a cluster may take to serve again when all faults are over, in simulated seconds.
 PEACE_SECONDS = 30.0
-START_SECONDS = 30.0
-#: The smallest cut a list of ten tokens into pieces, and have each register of a transaction come by itself.
-PART_BYTES = (0, 0, 0, 64, 100, 250)
+#: Some election timeouts.
+CALM_SECONDS = 3.0
+#: The smallest cut a list of some tokens into pieces, and have every second register of a transaction by itself.
+PART_BYTES = (0, 0, 0, 112, 150, 300)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ class Simulation:
             for n in range(plan.clients)
         ]
         clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
-        self.ledger = Ledger(jumps(clocks) or plan.packs > 0)
+        self.ledger = Ledger(self._leads, jumps(clocks), LAST if plan.packs else b"")
         self.shelves = Shelves(collect=not plan.blobs)
         self.replay = Replay(lambda identity: self._sound()[0].engine.transaction_tid(identity))
         self.workloads = [
@@ -203,7 +208,7 @@ class Simulation:
         for node in self.nodes.values():
             node.start()
         first = self.workloads[0]
-        self._until(self.clients[0], first.prepare(), START_SECONDS, "the cluster does not start")
+        self._until(first, first.prepare(), "the cluster does not start")
         for workload, client in zip(self.workloads, self.clients, strict=True):
             client.loop.call_soon(client.loop.create_task, workload.run())
         self.network.weather = plan.weather
@@ -220,40 +225,65 @@ class Simulation:
         world.run(deadline, lambda: all(workload.finished for workload in self.workloads))
         if not all(workload.finished for workload in self.workloads):
             raise Violation("a client's call never ends")
-        for workload, client in zip(self.workloads, self.clients, strict=True):
-            self._until(
-                client, workload.probe(), PEACE_SECONDS, "nothing can be committed or read after all faults"
-            )
-        world.run(world.now + PEACE_SECONDS, self._together)
-        if not self._together():
-            raise Violation("the nodes do not come to the same state after all faults")
+        for workload in self.workloads:
+            self._until(workload, workload.probe(), "nothing can be committed or read after all faults")
+        if self.scarcity.drills:
+            self._come_together()
+            sound = {node.id: node for node in self._sound()}
+            fill_disks(world, sound, self.workloads[0], self._until)
+            self._until(self.workloads[0], self.workloads[0].probe(), "there is room again, and no write is taken")
+        self._come_together()
+        self._check_calm()
         self.watcher.check_logs()
         self.watcher.check_equal()
         self._check_history()
 
-    def _until(self, client: SimClient, work: Coroutine[None, None, None], seconds: float, otherwise: str) -> None:
-        """Runs `work` to its end."""
+    def _check_calm(self) -> None:
+        """A node that was removed and does not know it deposes nobody (thesis, 4.2.3)."""
+        if all(node.id in self.watcher.members.newest.ids for node in self.nodes.values() if node.up):
+            return
+        self.world.say("-- who was removed is still there")
+        self.world.run(self.world.now + CALM_SECONDS)
+        terms = {node.id: node.driver.term for node in self._sound()}
+        self.world.run(self.world.now + CALM_SECONDS)
+        if terms != {node.id: node.driver.term for node in self._sound()}:
+            raise Violation("there are elections without a reason, while one who was removed is still there")
+
+    def _come_together(self) -> None:
+        self.world.run(self.world.now + PEACE_SECONDS, self._together)
+        if not self._together():
+            raise Violation("the nodes do not come to the same state after all faults")
+
+    def _until(self, workload: Workload, work: Coroutine[None, None, None], otherwise: str) -> None:
+        """Runs a client's work to its end."""
         done: list[None] = []
 
         async def wrap() -> None:
             await work
             done.append(None)
 
-        client.loop.call_soon(client.loop.create_task, wrap())
-        self.world.run(self.world.now + seconds, lambda: bool(done))
+        loop = workload.client.loop
+        loop.call_soon(loop.create_task, wrap())
+        self.world.run(self.world.now + PEACE_SECONDS, lambda: bool(done))
         if not done:
             raise Violation(otherwise)
 
+    def _leads(self, address: str) -> bool:
+        """In the newest term that anybody leads, and ready."""
+        term, node_id = max(self.watcher.leaders.items())
+        node = self.nodes[node_id]
+        return node.address == address and node.up and node.driver.is_ready_leader and node.driver.term == term
+
     def _sound(self) -> Sequence[SimNode]:
         """Who must come together: members that can start. One that the leader has let in may never have heard."""
-        members = self.watcher.membership.ids
+        members = self.watcher.members.newest.ids
         return [node for node in self.nodes.values() if not node.lost and node.id in members]
 
     def _together(self) -> bool:
-        for node_id in self.watcher.membership.ids - self.nodes.keys():
+        for node_id in self.watcher.members.newest.ids - self.nodes.keys():
             self._new_node(node_id)  # whoever was to start it lost its leader before it heard that it may
         nodes = self._sound()
-        if self.watcher.membership.is_joint or not all(node.up for node in nodes):
+        if self.watcher.members.newest.is_joint or not all(node.up for node in nodes):
             return False
         last = {node.wal.last_index() for node in nodes}
         applied = {node.engine.applied_index for node in nodes}
@@ -263,10 +293,13 @@ class Simulation:
     def _check_history(self) -> None:
         replay = self.replay
         replay.run(self.watcher.committed)
-        for node in self._sound():
-            transactions = everything(node.engine)
-            check_left(replay, node.name, transactions)
-            self.ledger.check(node.engine, transactions)
+        try:
+            for node in self._sound():
+                transactions = everything(node.engine)
+                check_left(replay, node.name, transactions)
+                self.ledger.check(node.engine, transactions)
+        except EngineError as error:
+            raise Violation(f"the database cannot be read: {error}") from error
         if not self.history.packed <= replay.packed:
             raise Violation("a read was refused for a pack that there never was")
         objects = self.objects

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from raftstorage.node.engine.api import Applied
 from raftstorage.node.raft.membership import Membership
-from raftstorage.node.raft.types import Entry, EntryKind, Message, MessageType, Persist, Role, RoleChange
+from raftstorage.node.raft.types import Entry, Message, MessageType, Persist, Role, RoleChange
 from raftstorage.node.wal import Wal, WalError
 
-from tests.simulation.disk import LOG, SEGMENT_BYTES
+from tests.simulation.disk import LOG
+from tests.simulation.members_watch import MembersWatch, decides
 from tests.simulation.world import Violation
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Watcher:
         self.committed_in: list[int] = []  # the highest term known when it was
         self.digests: dict[int, bytes] = {}  # applied index -> digest
         self.struck: Counter[str] = Counter()
-        self.membership = Membership.initial(founders)  # as of `committed`
-        self.before = self.membership  # as of the entry before
+        self.members = MembersWatch(founders)
         self.snapshots = 0  # installed
         self._term = 0
         self._votes: dict[tuple[int, int], int] = {}  # (voter, term) -> candidate
@@ -65,6 +65,7 @@ class Watcher:
         self._applied[node.id] = applied
         self._tids[node.id] = node.engine.last_tid
         self._compare_digest(node)
+        self.members.check(node)
 
     def died(self, node: SimNode) -> None:
         self._commit.pop(node.id, None)
@@ -83,14 +84,24 @@ class Watcher:
 
     def wrote(self, node: SimNode, batch: Sequence[Persist]) -> None:
         """Says so itself once in a while: what was written is what a power cut would leave."""
+        self.check_state(node)
         if self._rng.random() < 0.05:
             self._check_durable(node, batch[-1].entries)
+
+    def check_state(self, node: SimNode) -> None:
+        """A start never finds the state ahead of the log."""
+        applied, last = node.engine.applied_index, node.wal.last_index()
+        if applied > last:
+            raise Violation(f"the state of {node.name} holds entry {applied}, its log ends at {last}")
 
     def leads(self, node: SimNode, change: RoleChange) -> None:
         known = self.leaders.setdefault(change.term, node.id)
         if known != node.id:
             raise Violation(f"election safety: nodes {known} and {node.id} both lead in term {change.term}")
         core = node.driver._core
+        granted = {voter for (voter, term), to in self._votes.items() if (term, to) == (change.term, node.id)}
+        self.members.elected(node, granted | {node.id})
+        self.members.check(node)
         for entry, term in zip(self.committed, self.committed_in, strict=True):
             if term >= change.term or entry.index < core.log.base:
                 continue
@@ -102,12 +113,20 @@ class Watcher:
 
     def sent(self, message: Message) -> None:
         """Before the network has it."""
-        if message.type is MessageType.VOTE:
-            candidate = message.from_node
+        node = self.nodes[message.from_node]
+        if message.type is MessageType.APPEND:
+            self.members.sent(node, message.entries, self._is_safe)
+        elif message.type is MessageType.APPEND_REPLY and not message.reject:
+            if message.term == node.driver.term and message.log_index > node.wal.last_index():
+                raise Violation(
+                    f"{node.name} acknowledges entry {message.log_index}, which its disk has not got yet"
+                )
+        elif message.type is MessageType.VOTE:
+            self._voted(message, message.from_node)
         elif message.type is MessageType.VOTE_REPLY and not message.reject:
-            candidate = message.to_node
-        else:
-            return
+            self._voted(message, message.to_node)
+
+    def _voted(self, message: Message, candidate: int) -> None:
         known = self._votes.setdefault((message.from_node, message.term), candidate)
         if known != candidate:
             raise Violation(f"n{message.from_node} votes for n{known} and n{candidate} in term {message.term}")
@@ -152,8 +171,7 @@ class Watcher:
         else:
             self.committed.append(entry)
             self.committed_in.append(self._term)
-            if entry.kind is EntryKind.MEMBERSHIP:
-                self.membership = Membership.decode(entry.data)
+            self.members.committed(entry)
             self._check_majority(node, entry)
 
     def _check_majority(self, node: SimNode, entry: Entry) -> None:
@@ -161,23 +179,25 @@ class Watcher:
 
         Of the voters as of the entry, or of those that came into effect before it was counted.
         """
-        holders = {each.id for each in self.nodes.values() if each.log_has(entry)}
-        candidates = (self.membership, self.before, node.driver.membership)
-        if not any(
-            all(2 * len(voters & holders) > len(voters) for voters in membership.configurations)
-            for membership in candidates
-        ):
+        holders = self._holders(entry)
+        candidates = (self.members.newest, self.members.before, node.driver.membership)
+        if not any(decides(holders, membership) for membership in candidates):
             names = ", ".join(f"n{holder}" for holder in sorted(holders))
             raise Violation(
                 f"entry {entry.index} of term {entry.term} is applied, but only logs of {names} have it"
             )
-        self.before = self.membership
+
+    def _holders(self, entry: Entry) -> frozenset[int]:
+        return frozenset(node.id for node in self.nodes.values() if node.log_has(entry))
+
+    def _is_safe(self, entry: Entry, membership: Membership) -> bool:
+        return entry.index <= len(self.committed) or decides(self._holders(entry), membership)
 
     def _check_durable(self, node: SimNode, entries: Sequence[Entry]) -> None:
         if not entries or node.damaged:  # a record that cannot be read says nothing about those behind it
             return
         try:
-            wal = Wal.open(LOG, segment_bytes=SEGMENT_BYTES, files=node.files.after_power_cut())
+            wal = Wal.open(LOG, segment_bytes=node.segment_bytes, files=node.files.after_power_cut())
         except WalError as error:
             raise Violation(f"{node.name} writes a log that a power cut would spoil: {error}") from error
         last = entries[-1]
@@ -211,3 +231,4 @@ class Watcher:
         for node in self.nodes.values():
             if node.up:
                 self._compare_digest(node)
+                self.members.check(node)

@@ -29,7 +29,7 @@ class Workload:
     ) -> None:
         """`blobs`, `packs`: the shares of its transactions that are about such."""
         self._world = world
-        self._client = client
+        self.client = client
         self._objects = objects
         self._pause = pause
         self._rng = world.random(f"workload {client.number}")
@@ -45,33 +45,40 @@ class Workload:
 
     async def prepare(self) -> None:
         """Creates all objects in one transaction."""
-        await self._client.open()
+        await self.client.open()
         oids = [await self._new_oid() for _ in range(Objects.SIZE)]
         start: dict[bytes, bytes | None] = dict(self._objects.begin(oids))
         start |= self._shelves.begin([await self._new_oid() for _ in range(SHELVES)], oids)
-        await self._client.commit(lambda _: start, list(start), one_phase=True)
+        await self.client.commit(lambda _: start, list(start), one_phase=True)
 
     async def run(self) -> None:
         """Transactions one after another. Errors that a ZODB application expects are part of the day."""
-        await self._client.open()
+        await self.client.open()
         while not self.stopping:
             await asyncio.sleep(self._rng.expovariate(1 / self._pause))
             try:
                 await self._transaction()
             except (ClusterError, Refused) as error:
-                self._world.say(f"{self._client.name} {type(error).__name__}: {error}")
+                self._world.say(f"{self.client.name} {type(error).__name__}: {error}")
         self.finished = True
 
     async def probe(self) -> None:
         """One commit and one linearizable read: the cluster serves."""
-        registers = self._objects.registers
         while True:
             try:
-                await self._commit(self._choices.write(self._rng.sample(registers, 1)))
-                await self._client.read(registers, linearizable=True)
+                await self.write()
+                await self.read()
                 return
             except (ClusterError, Refused):
                 await asyncio.sleep(0.1)
+
+    async def write(self) -> None:
+        """One commit. Errors as SimClient.commit's."""
+        await self._commit(self._choices.write(self._rng.sample(self._objects.registers, 1)))
+
+    async def read(self) -> None:
+        """One linearizable read. Errors as SimClient.read's."""
+        await self.client.read(self._objects.registers, linearizable=True)
 
     async def _transaction(self) -> None:
         if self._blobs and self._rng.random() < self._blobs:
@@ -82,7 +89,7 @@ class Workload:
             return
         match self._choices.next():
             case Reading(oids, linearizable):
-                await self._client.read(oids, linearizable=linearizable)
+                await self.client.read(oids, linearizable=linearizable)
             case Writing() as writing:
                 await self._commit(writing)
             case Creating():
@@ -91,10 +98,10 @@ class Workload:
 
     async def _commit(self, writing: Writing) -> None:
         one_phase = self._rng.random() < 0.3
-        await self._client.commit(writing.change, writing.oids, writing.checks, one_phase=one_phase)
+        await self.client.commit(writing.change, writing.oids, writing.checks, one_phase=one_phase)
 
     async def _new_oid(self) -> bytes:
-        oid = await self._client.new_oid()
+        oid = await self.client.new_oid()
         if not self._objects.allocated(oid):
             raise Violation(f"oid {oid.hex()} is given out twice")
         return oid
