@@ -11,8 +11,19 @@ from collections.abc import Iterator
 
 import google_crc32c
 from raftstorage.node.engine.api import EngineError, Interrupted, Packed
+from raftstorage.node.engine.batches import Pair, batches, name_of
 from raftstorage.node.engine.digest import Digesting
-from raftstorage.node.engine.layout import Stub, blob_key, read_head, read_stub
+from raftstorage.node.engine.layout import (
+    Head,
+    Stub,
+    Upload,
+    blob_key,
+    read_head,
+    read_stub,
+    read_upload,
+    unseal,
+)
+from raftstorage.node.engine.reading import LAST
 from raftstorage.node.engine.references import scan
 from raftstorage.node.engine.wrapped import unwrap
 
@@ -22,6 +33,8 @@ STEP_BYTES = 256 << 10
 #: Problems that are told one by one; those above are only counted.
 MOST_PROBLEMS = 1000
 _PAGE_BITS = 10
+#: Families whose values are only compared with their checksums.
+_OTHERS = ("ids", "id_order", "meta", "pages", "packing", "uploads")
 
 
 class Walk:
@@ -45,6 +58,7 @@ class Walk:
         self._known: dict[int, int] = {}  # objects that are there, a bit for each
         self._unreadable = 0
         self._broken = False
+        self._looked_through = True  # all records were read, the damaged ones too
         self._work = self._run()
 
     def step(self) -> bool:
@@ -58,12 +72,11 @@ class Walk:
     # Generators that yield True when so much was done that others should have their turn.
 
     def _run(self) -> Iterator[bool]:
-        try:
-            yield from self._all_records()
-            yield from self._all_transactions()
-        except EngineError as error:  # not of one record: the store cannot be read through
-            self._problem(f"the database cannot be read through: {error}")
-            return
+        yield from self._all_records()
+        yield from self._all_transactions()
+        yield from self._all_uploads()
+        for family in _OTHERS:
+            yield from self._all_values(family)
         if self._unreadable:
             self._problem(
                 f"{self._unreadable} current records are not ZODB's (a client encrypts them?): what they refer to "
@@ -92,33 +105,83 @@ class Walk:
             self._total.update(len(part).to_bytes(8, "big"))
             self._total.update(part)
 
+    # ---- all of a family -----------------------------------------------------------------------------
+
+    def _batches(self, family: str, start: bytes = b"") -> Iterator[list[Pair] | None]:
+        return batches(self._state._store, family, start, STEP_ITEMS, STEP_BYTES, self._damaged)
+
+    def _all_values(self, family: str) -> Iterator[bool]:
+        """Whether each is as it was sealed. They change while it goes on, and are in no digest."""
+        for batch in self._batches(family):
+            for key, sealed in batch or ():
+                try:
+                    unseal(family, key, sealed)
+                except EngineError as error:
+                    self._damaged(str(error))
+            yield True
+
+    def _all_uploads(self) -> Iterator[bool]:
+        """The bytes of blobs that no transaction has taken yet, as far as they are there."""
+        for batch in self._batches("uploads", b"i"):
+            for key, _sealed in batch or ():
+                if key.startswith(b"i"):
+                    yield from self._look_at_upload(key)
+            yield True
+
+    def _look_at_upload(self, key: bytes) -> Iterator[bool]:
+        index, chunk = 0, self._state.blob_chunk_bytes
+        while (upload := self._upload_at(key)) is not None and index * chunk < upload.size:
+            try:
+                piece = self._state._chunk(upload.number, index)
+            except EngineError as error:
+                self._damaged(f"upload {key[1:].hex()}: {error}")
+                return
+            index += 1
+            self.bytes_read += len(piece)
+            if self._spent(len(piece)):
+                yield True
+
+    def _upload_at(self, key: bytes) -> Upload | None:
+        """None: a transaction has it now, or it has expired; or it is damaged, which is told of `uploads`."""
+        try:
+            sealed = self._state._store.get("uploads", key)
+            upload = None if sealed is None else read_upload(key, sealed)
+        except EngineError:
+            return None
+        return None if upload is None or upload.claim else upload
+
     # ---- records -------------------------------------------------------------------------------------
 
     def _all_records(self) -> Iterator[bool]:
         """Of the revisions of an object that are not newer than the pack the last one is seen, if it has data."""
         held: tuple[bytes, Stub] | None = None  # looked at when it is known what follows it
-        key = b""
-        while True:
-            for at, sealed in self._state._store.scan("records", key):
-                if at == key:
-                    continue
-                key = at
-                try:
-                    stub = read_stub(at, sealed)
-                except EngineError as error:
-                    self._damaged(str(error))
-                    continue
-                if at[8:] <= self.tid and stub.fragment not in self._state._dropped:
-                    if held is not None:
-                        yield from self._left_behind(*held, at)
-                    held = at, stub
-                if self._spent(len(sealed)):
-                    break
-            else:
+        for batch in self._batches("records"):
+            if batch is None:
+                self._looked_through = False
                 if held is not None:
-                    yield from self._left_behind(*held, b"")
-                return
+                    yield from self._left_behind(*held, held[0][:8] + LAST)  # there may be a newer one
+                held = None
+                continue
+            for key, stub in self._stubs(batch):
+                if held is not None:
+                    yield from self._left_behind(*held, key)
+                held = key, stub
             yield True
+        if held is not None:
+            yield from self._left_behind(*held, b"")
+
+    def _stubs(self, batch: list[Pair]) -> list[tuple[bytes, Stub]]:
+        """Without those that came later, and those of fragments that were dropped, which is known only now."""
+        stubs = []
+        for key, sealed in batch:
+            try:
+                stub = read_stub(key, sealed)
+            except EngineError as error:
+                self._damaged(f"{name_of('records', key)}: {error}")
+                continue
+            if key[8:] <= self.tid and stub.fragment not in self._state._dropped:
+                stubs.append((key, stub))
+        return stubs
 
     def _left_behind(self, key: bytes, stub: Stub, following: bytes) -> Iterator[bool]:
         """A revision, when the key of the next one is known."""
@@ -130,7 +193,7 @@ class Walk:
         yield from self._look_at(key, stub, current)
 
     def _look_at(self, key: bytes, stub: Stub, current: bool) -> Iterator[bool]:
-        name = f"object {key[:8].hex()} of transaction {key[8:].hex()}"
+        name = name_of("records", key)
         self.records += 1
         blob = stub.blob
         self._feed(key, b"-" if stub.no_data else b"+", stub.size.to_bytes(8, "big"))
@@ -194,11 +257,9 @@ class Walk:
         page, bit = number >> _PAGE_BITS, 1 << (number & ((1 << _PAGE_BITS) - 1))
         if self._known.get(page, 0) & bit:
             return True
-        key = self._state._newest(oid, self.tid)
-        if key is None:
-            return False
         try:
-            if self._state._has_no_data(key):
+            key = self._state._newest(oid, self.tid)
+            if key is None or self._state._has_no_data(key):
                 return False
         except EngineError:
             return True  # it is damaged, which is told of itself
@@ -210,34 +271,66 @@ class Walk:
     def _all_transactions(self) -> Iterator[bool]:
         """Those that a pack may have taken records of are read, too, but are not in the digest."""
         named = 0
-        key = b""
-        while True:
-            for tid, sealed in self._state._store.scan("transactions", key):
-                if tid == key:
-                    continue
-                if tid > self.tid:
-                    break
-                key = tid
-                try:
-                    head = read_head(tid, sealed)
-                except EngineError as error:
-                    self._damaged(str(error))
-                    named = -1  # how many it names is not known
-                    continue
+        for head in self._heads():
+            if head is None:
+                yield True
+                continue
+            tid = head.info.tid
+            if tid > self.packed:
+                info = head.info
+                self._feed(tid, info.status, info.user, info.description, info.extension)
+            for oids in self._oids_of(head):
                 if tid > self.packed:
-                    info = head.info
-                    self._feed(tid, info.status, info.user, info.description, info.extension)
-                    if named >= 0:
-                        named += head.paged + len(info.records)
-                if self._spent(len(sealed)):
+                    self._feed(b"".join(oids))
+                    named += len(oids)
+                if self._spent(8 * len(oids)):
                     yield True
-                    break
-            else:
-                break
-            if tid > self.tid:
-                break
-        if named not in (-1, self._recent):
-            self._problem(f"transactions name {named} records, and {self._recent} are there")
+        if named != self._recent:
+            found = self.found
+            yield from self._missing()
+            if self.found == found and not self._broken:
+                self._problem(f"transactions name {named} records, and {self._recent} are there")
+
+    def _heads(self) -> Iterator[Head | None]:
+        """Up to `tid`; None: others have their turn. What is damaged is told."""
+        for batch in self._batches("transactions"):
+            for tid, sealed in batch or ():
+                if tid > self.tid:
+                    return
+                try:
+                    yield read_head(tid, sealed)
+                except EngineError as error:
+                    self._damaged(f"{name_of('transactions', tid)}: {error}")
+            yield None
+
+    def _oids_of(self, head: Head) -> Iterator[tuple[bytes, ...]]:
+        """What is left of them, by page. Damaged pages are told when their family is read."""
+        for page in range(head.pages if head.info.tid > self.packed else 0):
+            try:
+                yield self._state._page(head, page)
+            except EngineError as error:
+                self._damaged(f"{name_of('transactions', head.info.tid)}: {error}")
+        yield tuple(record.oid for record in head.info.records)
+
+    def _missing(self) -> Iterator[bool]:
+        """Records that transactions name and that are not there, or cannot be read."""
+        for head in self._heads():
+            if head is None:
+                yield True
+                continue
+            for oids in self._oids_of(head) if head.info.tid > self.packed else ():
+                for oid in oids:
+                    key = oid + head.info.tid
+                    try:
+                        sealed = self._state._store.get("records", key)
+                        if sealed is None:
+                            self._damaged(f"{name_of('records', key)} is missing")
+                        elif not self._looked_through:
+                            unseal("records", key, sealed)
+                    except EngineError as error:
+                        self._damaged(f"{name_of('records', key)}: {error}")
+                    if self._spent():
+                        yield True
 
 
 class Verifying(Digesting):

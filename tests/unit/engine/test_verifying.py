@@ -105,7 +105,7 @@ def filled(engine: StateMachine) -> StateMachine:
     feed(engine, *in_fragments(b"%016d" % 10, 10, root))
     feed(engine, *upload(DATA))
     feed(engine, *in_fragments(b"%016d" % 20, 20, with_blob(3)))
-    later = change(1, base=10, size=INLINE_BYTES)
+    later = change(1, base=10, size=INLINE_BYTES + 1)
     feed(engine, *in_fragments(b"%016d" % 30, 30, later))
     feed(engine, *in_fragments(b"%016d" % 40, 40, change(4), change(5), change(6)))
     return engine
@@ -142,11 +142,14 @@ def test_a_step_is_bounded(engine: StateMachine, monkeypatch: pytest.MonkeyPatch
     assert steps > 270 // STEP_ITEMS
 
 
-@pytest.mark.parametrize("family", ["records", "data", "blobs", "transactions"])
+@pytest.mark.parametrize("family", ["records", "data", "transactions", "ids", "pages", "meta", "uploads", "blobs"])
 def test_damage_is_found_and_told_where(family: str) -> None:
     store = MemoryStore()
     engine = filled(StateMachine(store, RETENTION))
-    digest, _ = verify(engine)
+    feed(engine, *upload(DATA, b"yet to be taken!"), *in_fragments(b"%016d" % 50, 50, change(7), change(8)))
+    digest, problems = verify(engine)
+    assert problems == []
+    assert next(store.scan(family, b""), None), "there is nothing to damage"
     for key, value in list(store.scan(family, b"")):
         if family == "blobs" and len(key) == 8:
             continue
@@ -171,7 +174,15 @@ def test_what_is_sealed_but_another_thing_is_found_by_comparing() -> None:
 def test_a_record_that_is_gone_is_missed() -> None:
     engine = filled(StateMachine(MemoryStore(), RETENTION))
     engine._store.write([("records", p64(4) + p64(40), None)])
-    assert verify(engine)[1] == ["transactions name 8 records, and 7 are there"]
+    assert verify(engine) == (b"", [f"object {p64(4).hex()} of transaction {p64(40).hex()} is missing"])
+
+
+def test_a_record_that_nobody_stored_is_found() -> None:
+    engine = filled(StateMachine(MemoryStore(), RETENTION))
+    (value,) = [value for key, value in engine._store.scan("records", p64(4)) if key == p64(4) + p64(40)]
+    engine._store.write([("records", p64(4) + p64(41), value)])
+    feed(engine, *in_fragments(b"%016d" % 50, 50, change(7)))
+    assert verify(engine)[1] == ["transactions name 9 records, and 10 are there"]
 
 
 def test_fragments_that_nothing_followed_are_not_there(engine: StateMachine) -> None:
