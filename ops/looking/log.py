@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from raftstorage.client.storage.errors import as_zodb
 from raftstorage.proto import storage_pb2 as pb
 
 from .names import time_of
-from .records import plain
+from .pickles import plain
 
 if TYPE_CHECKING:
     from raftstorage.client import ClientStorage
@@ -129,6 +130,8 @@ def extension(pickled: bytes) -> Any:
 
 def jsonable(value: Any) -> Any:
     match value:
+        case float() if not isfinite(value):
+            return repr(value)
         case None | bool() | int() | float() | str():
             return value
         case dict():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import tracemalloc
 import zlib
 from binascii import hexlify
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import pytest
 import transaction
 import ZODB
 from BTrees.OOBTree import OOBTree
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from persistent.wref import WeakRef
 from raftstorage.ops.looking.log import jsonable, printable
 from raftstorage.ops.looking.names import parse_moment, parse_oid, parse_tid, time_of
-from raftstorage.ops.looking.records import MOST_BYTES, Reference, plain, summarize
+from raftstorage.ops.looking.pickles import plain
+from raftstorage.ops.looking.records import MOST_BYTES, Reference, summarize
 from ZODB.MappingStorage import MappingStorage
 from ZODB.serialize import referencesf
 from ZODB.utils import load_current, p64
@@ -94,6 +99,48 @@ def test_nothing_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert summarize(b"cnever_imported\nThing\n." + pickle.dumps({})).class_name == "never_imported.Thing"
     assert not (tmp_path / "ran").exists()
     assert "never_imported" not in sys.modules
+
+
+HOSTILE = {
+    "a memo of gigabytes": b"Nr\xff\xff\xff\x7f.",
+    "tuples as a key, nested deeper than a hash can go": b"}N" + b"\x85" * 100_000 + b"Ns.",
+    "gigabytes of bytes that are not there": b"B\xff\xff\xff\x7fabc.",
+    "an oid of a gigabyte": b"]X\x01\x00\x00\x00wa(J\xff\xff\xff\x3ft\x85aQ.",
+    "a list in itself": b"]q\x00h\x00a.",
+    "twice that, often": b"]" + b"q\x00]h\x00ah\x00a" * 200 + b".",
+    "a number of too many digits": b"\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b".",
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
+def test_what_would_end_an_unpickler_ends_nothing(hostile: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert summarize(b"cmodule\nThing\n." + hostile).class_name == "module.Thing"
+        summarize(hostile + hostile)
+        with suppress(ValueError):
+            plain(hostile)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_bytes_there_are_they_are_told(data: st.DataObject) -> None:
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+    value = data.draw(values)
+    whole = bytearray(pickle.dumps(value, data.draw(st.integers(0, 4))))
+    assert plain(bytes(whole)) == value
+    for _ in range(data.draw(st.integers(0, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    summarize(bytes(whole))
+    with suppress(ValueError):
+        jsonable(plain(bytes(whole)))
 
 
 def test_wrapped_records_are_looked_into() -> None:
