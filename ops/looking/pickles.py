@@ -92,6 +92,19 @@ class Reader:
         if isinstance(self._stack[-1], Pairs):
             self._stack[-1].extend(zip(items[::2], items[1::2], strict=True))
 
+    def _dict(self, _: None) -> None:
+        items = self._since_mark()
+        self._push(Pairs())
+        self._set(items)
+
+    def _made(self, _: Any) -> None:
+        self._since_mark()
+        self._push(OPAQUE)
+
+    def _replace(self, count: int) -> None:
+        self._take(count)
+        self._push(OPAQUE)
+
     def _reduce(self, _: None) -> None:
         function, arguments = self._take(2)
         self._stack.append(_reduced(function, arguments))
@@ -147,10 +160,8 @@ _ACTS: dict[str, _Act] = {
     "TUPLE2": lambda self, _: self._push(tuple(self._take(2))),
     "TUPLE3": lambda self, _: self._push(tuple(self._take(3))),
     "LIST": lambda self, _: self._push(self._since_mark()),
-    "DICT": lambda self, _: (items := self._since_mark(), self._push(Pairs()), self._set(items)),
-    "FROZENSET": lambda self, _: (self._since_mark(), self._push(OPAQUE)),
-    "OBJ": lambda self, _: (self._since_mark(), self._push(OPAQUE)),
-    "INST": lambda self, _: (self._since_mark(), self._push(OPAQUE)),
+    "DICT": Reader._dict,
+    **dict.fromkeys(("FROZENSET", "OBJ", "INST"), Reader._made),
     "APPEND": lambda self, _: self._add(self._take(1)),
     "APPENDS": lambda self, _: self._add(self._since_mark()),
     "SETITEM": lambda self, _: self._set(self._take(2)),
@@ -161,8 +172,8 @@ _ACTS: dict[str, _Act] = {
     "DUP": lambda self, _: self._push(self._stack[-1]),
     "BUILD": lambda self, _: self._take(1),
     "REDUCE": Reader._reduce,
-    "NEWOBJ": lambda self, _: (self._take(2), self._push(OPAQUE)),
-    "NEWOBJ_EX": lambda self, _: (self._take(3), self._push(OPAQUE)),
+    "NEWOBJ": lambda self, _: self._replace(2),
+    "NEWOBJ_EX": lambda self, _: self._replace(3),
     "GLOBAL": Reader._global,
     "STACK_GLOBAL": Reader._stack_global,
     "PERSID": Reader._persistent,

@@ -103,7 +103,7 @@ def test_nothing_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 HOSTILE = {
     "a memo of gigabytes": b"Nr\xff\xff\xff\x7f.",
-    "tuples as a key, nested deeper than a hash can go": b"}N" + b"\x85" * 100_000 + b"Ns.",
+    "tuples as a key, nested deeper than a hash can go": b"}N" + b"\x85" * 200_000 + b"Ns.",
     "gigabytes of bytes that are not there": b"B\xff\xff\xff\x7fabc.",
     "an oid of a gigabyte": b"]X\x01\x00\x00\x00wa(J\xff\xff\xff\x3ft\x85aQ.",
     "a list in itself": b"]q\x00h\x00a.",
@@ -117,7 +117,6 @@ def test_what_would_end_an_unpickler_ends_nothing(hostile: bytes) -> None:
     tracemalloc.start()
     try:
         assert summarize(b"cmodule\nThing\n." + hostile).class_name == "module.Thing"
-        summarize(hostile + hostile)
         with suppress(ValueError):
             plain(hostile)
         assert tracemalloc.get_traced_memory()[1] < 100 << 20
