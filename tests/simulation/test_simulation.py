@@ -81,7 +81,8 @@ def test_every_promise_holds(campaign: Campaign) -> None:
     assert len(missed) <= MISSED, f"nearly every crash point was struck, but {missed}"
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
-    assert min(totals["packs"], totals["objects collected"]) > HELD
+    assert totals["packs"] > HELD / 2
+    assert totals["objects collected"] > HELD / 20  # where there are no blobs: in a third of the runs
     assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
     assert totals["acknowledged in parts"] > 5 * HELD
 
