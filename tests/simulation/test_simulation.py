@@ -23,7 +23,7 @@ from tests.simulation.simulation import Plan, Result, Simulation
 #: A thousand again when the simulator is faster: with packs and blobs a run takes four times as long.
 HELD = 500
 #: Crash points of which so few runs may miss some.
-MISSED = 6
+MISSED = 8
 ROOT = Path(__file__).parents[2]
 HASHES = """
 from tests.simulation.simulation import Plan, Result, Simulation
@@ -81,7 +81,8 @@ def test_every_promise_holds(campaign: Campaign) -> None:
     assert len(missed) <= MISSED, f"nearly every crash point was struck, but {missed}"
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
-    assert min(totals["packs"], totals["objects collected"]) > HELD
+    assert totals["packs"] > HELD / 2
+    assert totals["objects collected"] > HELD / 20  # where there are no blobs: in a third of the runs
     assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
     assert totals["acknowledged in parts"] > 5 * HELD
 
