@@ -19,7 +19,7 @@ _Wait = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the clu
 
 @guard
 def log(
-    count: Annotated[int, typer.Option("--count", "-n", min=0, help="At most so many; 0: all.")] = 20,
+    count: Annotated[int, typer.Option("--limit", "--count", "-n", min=0, help="At most so many; 0: all.")] = 20,
     user: Annotated[str, typer.Option(help="A part of the user's name.")] = "",
     since: Annotated[str, typer.Option(help="From this time (ISO 8601, UTC) or tid on.")] = "",
     until: Annotated[str, typer.Option(help="Up to this time or tid.")] = "",
@@ -77,17 +77,24 @@ def undo(
     tids: Annotated[list[str], typer.Argument(metavar="TID...", help="As `log` prints them.")],
     user: Annotated[str, typer.Option(help="Who does it, for the new transaction.")] = "",
     note: Annotated[str, typer.Option(help="Why, for the new transaction.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say whether it can be done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say whether it can be done, and what it would change.")
+    ] = False,
+    as_json: _Json = False,
     addresses: _Addresses = DEFAULT_ADDRESSES,
     wait_timeout: _Wait = 10.0,
 ) -> None:
-    """Take transactions back in a new one: all of them, or none with the reason and exit status 1."""
+    """Take transactions back in a new one: all of them, or none with the reason and exit status 1.
+
+    An object that was changed again since can only be taken back when its class resolves the conflict, and is
+    installed here.
+    """
     wanted = [parse_tid(tid) for tid in tids]
     with open_client(addresses, wait_timeout, "undo") as storage:
         from raftstorage.ops.looking import undo as module
 
-        tid, changed = module.undo(storage, wanted, user=user, note=note, dry_run=dry_run)
-        if tid is None:
-            typer.echo(f"can be undone: {len(changed)} objects would change")
-        else:
-            typer.echo(f"undone by {tid.hex()}: {len(changed)} objects changed")
+        undone = module.undo(storage, wanted, user=user, note=note, dry_run=dry_run)
+    if as_json:
+        print_json(module.as_json(undone))
+    else:
+        typer.echo("\n".join(module.lines(undone)))

@@ -45,21 +45,25 @@ def newest(storage: ClientStorage, wanted: Wanted, count: int | None) -> Iterato
 
     POSKeyError for an unknown oid. Of one object, the newest MOST_REVISIONS are looked at.
     """
-    source = _heads(storage, wanted) if wanted.oid is None else _revisions(storage, wanted.oid)
+    source = _heads(storage, wanted, count) if wanted.oid is None else _revisions(storage, wanted.oid)
     found = 0
     for each in source:
-        if each.tid < wanted.since or found == count:
+        if each.tid < wanted.since:
             return
         if wanted.fits(each):
-            found += 1
             yield each
+            found += 1
+            if found == count:
+                return
 
 
-def _heads(storage: ClientStorage, wanted: Wanted) -> Iterator[Any]:
+def _heads(storage: ClientStorage, wanted: Wanted, count: int | None) -> Iterator[Any]:
+    one = wanted.since == wanted.until
+    size = 1 if one else PAGE if count is None or wanted.user else min(count, PAGE)
     last = storage.lastTransaction()
     before = b"" if wanted.until == LAST else (int.from_bytes(wanted.until) + 1).to_bytes(8)
     while True:
-        call = Call("transaction_log", pb.TransactionLog(before=before, count=PAGE, at_least=last))
+        call = Call("transaction_log", pb.TransactionLog(before=before, count=size, at_least=last))
         with as_zodb():
             page = storage.cluster.read(call, last).heads
         yield from page.transactions

@@ -166,12 +166,18 @@ def test_transactions_are_taken_back_or_not_at_all(cluster: LocalCluster, db: ZO
     where = ("--addresses", cluster.addresses)
     done = raftstorage("undo", first, *where)
     assert done.returncode == 1
-    assert "nothing was undone" in done.stderr
+    assert f"nothing was undone, transaction {first} cannot be: object {'0' * 16}: " in done.stderr
+    assert "modified by a later transaction" in done.stderr
     assert names() == {"first", "second"}
     last = db.lastTransaction()
     done = raftstorage("undo", first, second, "--dry-run", *where)
     assert done.returncode == 0
     assert "can be undone: 3 objects" in done.stdout
+    assert f"  {'0' * 16}  changed   persistent.mapping.PersistentMapping" in done.stdout
+    assert done.stdout.count("  removed   persistent.mapping.PersistentMapping") == 2
+    found = json.loads(raftstorage("undo", first, second, "--dry-run", "--json", *where).stdout)
+    assert found["tid"] is None
+    assert sorted(each["effect"] for each in found["objects"]) == ["changed", "removed", "removed"]
     assert db.lastTransaction() == last
     done = raftstorage("undo", first, second, "--user", "grace", "--note", "not wanted", *where)
     assert done.returncode == 0
@@ -179,6 +185,10 @@ def test_transactions_are_taken_back_or_not_at_all(cluster: LocalCluster, db: ZO
     (line,) = raftstorage("log", "-n", "1", *where).stdout.splitlines()
     assert line.endswith("grace  not wanted")
     assert line.split()[0] in done.stdout
+    redone = json.loads(raftstorage("undo", line.split()[0], "--json", *where).stdout)
+    assert redone["tid"] == raftstorage("log", "--limit", "1", *where).stdout.split()[0]
+    assert len(redone["objects"]) == 3
+    assert names() == {"first", "second"}
     assert raftstorage("undo", "f" * 16, *where).returncode == 1
     assert raftstorage("undo", "first", *where).returncode == 2
 
