@@ -49,6 +49,7 @@ class Walk:
         self.problems: list[str] = []
         self.found = 0  # so many problems in all
         self.digest = b""
+        self._told: set[str] = set()  # what is read twice is told once
         self._state = state
         self._references = references
         self._from = (state._pack, state._store)
@@ -89,8 +90,11 @@ class Walk:
         self._problem(text)
 
     def _problem(self, text: str) -> None:
+        if text in self._told:
+            return
         self.found += 1
         if self.found <= MOST_PROBLEMS:
+            self._told.add(text)
             self.problems.append(text)
         elif self.found == MOST_PROBLEMS + 1:
             self.problems.append("there is more that is wrong")

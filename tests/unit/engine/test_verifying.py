@@ -158,6 +158,7 @@ def test_damage_is_found_and_told_where(family: str) -> None:
         found, problems = verify(engine)
         assert found == b""
         assert any("checksum" in problem for problem in problems), problems
+        assert len(problems) == len(set(problems))
         store.write([(family, key, value)])
     assert verify(engine) == (digest, [])
 
