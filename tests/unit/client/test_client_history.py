@@ -114,6 +114,15 @@ def test_pack_without_waiting_returns_when_it_is_taken(cluster: FakeCluster, sto
     assert len(asked) == 1
 
 
+def test_garbage_that_nobody_could_tell_is_told_of(
+    cluster: FakeCluster, storage: ClientStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = pb.PackState(phase="done", problem="garbage was not collected: records are encrypted")
+    script(cluster, "pack", lambda node, call: pb.Event(pack=state))
+    storage.pack(NOON)
+    assert "packed, but garbage was not collected: records are encrypted" in caplog.text
+
+
 @pytest.mark.parametrize(("opened", "asked_for", "collects"), [(True, False, False), (False, None, False)])
 def test_pack_collects_as_it_is_told(
     cluster: FakeCluster, opened: bool, asked_for: bool | None, collects: bool
