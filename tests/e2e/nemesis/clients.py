@@ -253,7 +253,7 @@ class Client:
     def _attempt(
         self,
         snapshot: bytes,
-        writes: Mapping[bytes, bytes],
+        writes: Mapping[bytes, bytes | None],
         bases: Mapping[bytes, bytes],
         checks: Mapping[bytes, bytes],
     ) -> None:
@@ -264,7 +264,7 @@ class Client:
         told: list[bytes] = []
 
         def record(outcome: Outcome, tid: bytes | None = None) -> None:
-            short = {oid: brief(data) for oid, data in writes.items()}
+            short = {oid: None if data is None else brief(data) for oid, data in writes.items()}
             ended = None if outcome == "unknown" else time.monotonic()
             self._crowd.record(
                 Commit(number, identity, begun, ended, snapshot, short, bases, checks, outcome, tid)
@@ -295,14 +295,17 @@ class Client:
         self,
         storage: Storage,
         transaction: Any,
-        writes: Mapping[bytes, bytes],
+        writes: Mapping[bytes, bytes | None],
         bases: Mapping[bytes, bytes],
         checks: Mapping[bytes, bytes],
     ) -> None:
         storage.tpc_begin(transaction)
         try:
             for oid, data in writes.items():
-                storage.store(oid, bases[oid], data, "", transaction)
+                if data is None:
+                    storage.deleteObject(oid, bases[oid], transaction)
+                else:
+                    storage.store(oid, bases[oid], data, "", transaction)
             for oid, serial in checks.items():
                 storage.checkCurrentSerialInTransaction(oid, serial, transaction)
             storage.tpc_vote(transaction)
