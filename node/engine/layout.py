@@ -214,8 +214,9 @@ def chunk_keys(key: bytes, stub: Stub) -> list[bytes]:
     return [chunk_key(key, number) for number in range(stub.chunks)]
 
 
-def cut(data: bytes, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Chunks of `data`."""
+def cut(data: bytes, size: int = 0) -> Iterator[bytes]:
+    """Chunks of `data`, of CHUNK_BYTES or `size`."""
+    size = size or CHUNK_BYTES
     for at in range(0, len(data), size):
         yield data[at : at + size]
 

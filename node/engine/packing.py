@@ -178,13 +178,15 @@ class Packing(Commits):
         packed = self._pack.tid
         gone: dict[bytes, int] = {}
         held: tuple[bytes, Stub] | None = None  # goes if another one comes that is not newer than the pack
-        looked = 0
-        for key, sealed in self._store.scan("records", removal.key):
+        looked, begin = 0, removal.key
+        for key, sealed in self._store.scan("records", begin):
             if held is not None and held[0][:8] != key[:8]:
                 self._remove_deletion(*held, removal, gone, changes)
                 held = None
-            if looked >= max(budget, 2):  # one of an object is looked at twice
-                removal.key = key if held is None else held[0]
+            onward = key if held is None else held[0]
+            # One of an object is looked at twice. However much the first one is, the next step begins behind it.
+            if looked >= max(budget, 2) and onward > begin:
+                removal.key = onward
                 removal.done -= held is not None
                 break
             if key[8:] > packed:

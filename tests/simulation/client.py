@@ -138,7 +138,7 @@ class SimClient:
         entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
         self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
         self.feed.on_change = self.cache.invalidate
-        self.feed.on_missed = self.cache.clear
+        self.feed.on_missed = self.cache.missed
         self._oids: list[bytes] = []
         self._opened = False
         self.in_parts = 0  # transactions that were acknowledged

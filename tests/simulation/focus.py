@@ -27,7 +27,6 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "commits_older_terms": ("slow then cut",),
     "ends_uploads_that_were_taken": ("clock",),
     "appends_what_is_there_already": ("reset", "split"),
-    "says_that_it_has_what_it_has_only_proposed": ("slow then cut", "stale leader"),
     "cuts_damage_like_a_torn_tail": ("flip", "kill"),
     "forgets_its_vote": ("contest",),
     "forgets_who_was_away": ("split", "reset"),

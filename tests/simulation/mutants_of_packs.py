@@ -116,6 +116,5 @@ PACK_MUTANTS = [
     forgets_the_pack_when_it_starts,
     collects_what_later_commits_refer_to,
     a_new_leader_does_not_go_on_with_a_pack,
-    removes_before_the_garbage_is_known,
     counts_a_removal_before_it_is_written,
 ]
