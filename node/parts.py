@@ -29,8 +29,8 @@ Parsed = pb.Transaction | pb.Failure
 
 
 def _uneven() -> bytes:
-    """The shard for each last byte of an oid. The largest takes twice as much as the smallest, all others something
-    in between: so no two of them, which double at certain sizes, grow at about the same time."""
+    """The shard for each last byte of an oid. The largest takes twice as much as the smallest, the others what is
+    between: so no two of them, which double at certain sizes, grow at the same time."""
     shares = [2 ** (number / _SHARDS) for number in range(_SHARDS)]
     ends = [256 * sum(shares[: number + 1]) / sum(shares) for number in range(_SHARDS)]
     return bytes(next(number for number, end in enumerate(ends) if byte < end) for byte in range(256))

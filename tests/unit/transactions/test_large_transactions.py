@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from raftstorage.node import examination, works
 from raftstorage.node.engine.api import Z64, Conflict
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.examination import Examination
-from raftstorage.node.parts import Serials
 from raftstorage.node.raft.types import Entry, EntryKind, NotLeader
 from raftstorage.node.transactions import Coordinator
 from raftstorage.node.works import CoordinatorLimits
@@ -383,39 +381,3 @@ def test_it_stops_at_enough_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
     while not look.step():
         steps += 1
     assert len(look.conflicts) == 8 and steps == 2
-
-
-@pytest.mark.parametrize("committed", [True, False])
-def test_the_names_of_very_many_objects_are_freed_in_pieces(
-    node: Node, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    monkeypatch.setattr(works, "MANY", 50)
-    node.vote(A, change(*range(100, 200), checks=range(300, 330)))
-    node.turn()
-    if committed:
-        node.finish(A)
-        node.apply()
-    else:
-        node.coordinator.abort(A, NOW)
-    assert 10 < node.turn() < 100, "all at once, or never"
-    again = node.vote(B, change(*range(100, 200), base=node.engine.last_tid if committed else Z64))
-    node.turn()
-    assert reserved(again)
-
-
-def test_what_holds_very_many_names_grows_a_little_at_a_time() -> None:
-    """No thousand of names makes more than a few of its dictionaries grow."""
-    serials = Serials()
-    sizes = [sys.getsizeof(shard) for shard in serials._shards]
-    most = 0
-    for start in range(0, 300_000, 1000):
-        for number in range(start, start + 1000):
-            assert serials.add(oid(number), Z64)
-        now = [sys.getsizeof(shard) for shard in serials._shards]
-        if start >= 50_000:  # small ones grow in no time
-            most = max(most, sum(before != after for before, after in zip(sizes, now, strict=True)))
-        sizes = now
-    assert 1 <= most <= 3
-    assert len(serials) == 300_000 and oid(77_777) in serials and oid(300_000) not in serials
-    assert serials[oid(5)] == Z64 and not serials.add(oid(5), Z64)
-    assert sorted(serials) == [oid(number) for number in range(300_000)]
