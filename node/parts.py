@@ -40,8 +40,8 @@ _SHARD = _uneven()
 
 
 class Serials(Mapping[bytes, bytes]):
-    """Objects and serials, in no promised order. In several dictionaries: one takes 50 ms to grow at a million, and
-    as long to be let go."""
+    """Objects and serials, in no promised order. In several dictionaries: one takes 50 ms to grow at a million,
+    and as long to be let go."""
 
     __slots__ = ("_shards",)
 
