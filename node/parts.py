@@ -5,12 +5,12 @@ Each part is made into the log's entry when it comes, so that proposing the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.failures import busy, failure
+from raftstorage.node.serials import Leaving, Serials
 from raftstorage.proto import HISTORY_LEVEL, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
@@ -21,57 +21,10 @@ MOST_PARTS = 4096
 MOST_CHECKS = 1_000_000
 #: Blobs that a vote looks for; applying looks for all.
 MOST_BLOBS = 256
-_SHARDS = 16
 #: Transactions under way at once in one session, given up ones included.
 MOST_GATHERINGS = 64
 
 Parsed = pb.Transaction | pb.Failure
-
-
-def _uneven() -> bytes:
-    """The shard for each last byte of an oid. The largest takes twice as much as the smallest, the others what is
-    between: so no two of them, which double at certain sizes, grow at the same time."""
-    shares = [2 ** (number / _SHARDS) for number in range(_SHARDS)]
-    ends = [256 * sum(shares[: number + 1]) / sum(shares) for number in range(_SHARDS)]
-    return bytes(next(number for number, end in enumerate(ends) if byte < end) for byte in range(256))
-
-
-_SHARD = _uneven()
-
-
-class Serials(Mapping[bytes, bytes]):
-    """Objects and serials, in no promised order. In several dictionaries: one takes 50 ms to grow at a million,
-    and as long to be let go."""
-
-    __slots__ = ("_shards",)
-
-    def __init__(self) -> None:
-        self._shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(_SHARDS))
-
-    def add(self, oid: bytes, serial: bytes) -> bool:
-        """False when the object is there already."""
-        shard = self._shards[_SHARD[oid[-1]]]
-        if oid in shard:
-            return False
-        shard[oid] = serial
-        return True
-
-    def give_away(self) -> list[dict[bytes, bytes]]:
-        """All that is in it, in some pieces."""
-        shards, self._shards = self._shards, tuple({} for _ in range(_SHARDS))
-        return [shard for shard in shards if shard]
-
-    def __getitem__(self, oid: bytes) -> bytes:
-        return self._shards[_SHARD[oid[-1]]][oid]
-
-    def __contains__(self, oid: object) -> bool:
-        return isinstance(oid, bytes) and oid in self._shards[_SHARD[oid[-1]]]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return chain.from_iterable(self._shards)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._shards))
 
 
 class History:
@@ -120,15 +73,15 @@ class Parts:
         "written",
     )
 
-    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
+    def __init__(self, identity: bytes, max_record_bytes: int, leaving: Leaving | None = None) -> None:
         self.identity = identity
         self._max_record_bytes = max_record_bytes
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
         self._history = History()
         self.blobs: list[pb.NewRecord] = []  # oids and blobs of the first records that have such
-        self.written = Serials()
-        self.checked = Serials()
+        self.written = Serials(leaving)
+        self.checked = Serials(leaving)
         self.size = 0
         self.weight = 0
         self._first = b""  # its entry is made last: it has the tid
@@ -241,8 +194,8 @@ class PartLimits:
 class _Gathering:
     __slots__ = ("deadline", "parts", "refused")
 
-    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
-        self.parts = Parts(identity, max_record_bytes)
+    def __init__(self, identity: bytes, max_record_bytes: int, leaving: Leaving) -> None:
+        self.parts = Parts(identity, max_record_bytes, leaving)
         self.refused: pb.Failure | None = None  # and why; the parts are dropped
         self.deadline = 0.0
 
@@ -257,6 +210,7 @@ class PartGatherer:
     def __init__(self, limits: PartLimits) -> None:
         self._limits = limits
         self._owners: dict[object, dict[bytes, _Gathering]] = {}
+        self.leaving = Leaving()
         self.weight = 0
 
     def add(
@@ -363,7 +317,7 @@ class PartGatherer:
             if over is None:
                 return busy(f"{MOST_GATHERINGS} transactions of this session are coming in parts already")
             del mine[over]
-        mine[identity] = _Gathering(identity, self._limits.record_bytes)
+        mine[identity] = _Gathering(identity, self._limits.record_bytes, self.leaving)
         return None
 
     def _full(self, owner: object, parts: Parts, size: int) -> pb.Failure | None:

@@ -32,7 +32,7 @@ from raftstorage.node.parts import Parts
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.node.reservations import Reservations
 from raftstorage.node.tids import after, timestamp_tid
-from raftstorage.node.works import CoordinatorLimits, Flight, Leaving, Work, Works
+from raftstorage.node.works import CoordinatorLimits, Flight, Work, Works
 from raftstorage.proto import storage_pb2 as pb
 
 
@@ -72,7 +72,6 @@ class Coordinator:
         self._flying_weight = 0
         self._examined: dict[Work, None] = {}  # large ones that prepare or wait: they hear of what is applied
         self._expired: OrderedDict[bytes, None] = OrderedDict()
-        self._leaving = Leaving()
         self._reservations = Reservations()
         self.oids = self._oids = OidBlocks(propose, term)
 
@@ -152,12 +151,11 @@ class Coordinator:
 
     @property
     def unfinished(self) -> bool:
-        """Is there a large transaction that is not wholly compared with the engine, or not wholly gone?"""
-        return bool(self._leaving) or any(not _examination(work).done for work in self._examined)
+        """Is there a large transaction that is not wholly compared with the engine?"""
+        return any(not _examination(work).done for work in self._examined)
 
     def advance(self, now: float) -> None:
         """A few milliseconds of work at one that is not: the one that has waited longest for its turn."""
-        self._leaving.free_some()
         for work in self._examined:
             if not _examination(work).done:
                 del self._examined[work]
@@ -201,7 +199,6 @@ class Coordinator:
             freed += self._reservations.release(flight.work)
             for reply in flight.replies:  # an event each: the id that goes into it differs
                 reply(outcome_event(flight.work.tid, outcome, self._engine) if ours else lost())
-            self._leaving.add(flight.work)
         if not self._flying:
             self._last_assigned = self._engine.last_tid
         self._retry(freed, now)
@@ -357,9 +354,7 @@ class Coordinator:
         """Forgets a vote or what waits; returns the oids whose waiters can be looked at again."""
         voted = self._voted.pop(identity)
         if voted is not None:
-            freed = self._reservations.release(voted)
-            self._leaving.add(voted)
-            return freed
+            return self._reservations.release(voted)
         work = self._waiting.pop(identity)
         freed = []
         if work is not None:
@@ -369,7 +364,6 @@ class Coordinator:
             work = self._preparing.pop(identity)
         if work is not None:
             self._examined.pop(work, None)
-            self._leaving.add(work)
             if answer:
                 why = "given up: aborted, or replaced by a later request of the same transaction"
                 work.reply(pb.Event(failure=busy(why, retry_after_ms=0)))

@@ -13,8 +13,6 @@ from raftstorage.proto import storage_pb2 as pb
 
 #: A transaction that writes and checks more objects is wide: it is reserved as a whole, without a look at each.
 WIDE = 16_384
-#: The names of more objects than this are freed a piece at a time.
-MANY = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +108,6 @@ class Work:
     def writes(self, oid: bytes) -> bool:
         """Does a large one write it?"""
         return self.parts is not None and oid in self.parts.written
-
-
-class Leaving:
-    """What large transactions that are over have left: freeing a million names at once takes 80 ms."""
-
-    def __init__(self) -> None:
-        self._pieces: list[dict[bytes, bytes]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._pieces)
-
-    def add(self, work: Work) -> None:
-        """`work` is answered, and in nobody's hands any more."""
-        parts = work.parts
-        if parts is not None and len(parts.written) + len(parts.checked) > MANY:
-            self._pieces += parts.written.give_away() + parts.checked.give_away()
-
-    def free_some(self) -> None:
-        """A few milliseconds of it."""
-        if self._pieces:
-            self._pieces.pop()
 
 
 class Works(Held[Work]):

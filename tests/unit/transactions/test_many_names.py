@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import Iterable
 
 import pytest
-from raftstorage.node import works
+from raftstorage.node import serials
 from raftstorage.node.engine.api import Z64
-from raftstorage.node.parts import Serials
+from raftstorage.node.serials import Leaving, Serials
+from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.transactions.test_large_transactions import NOW, A, B, Node, change, oid, reserved
-
-
-@pytest.fixture
-def node() -> Node:
-    return Node()
+from tests.unit.node.driver_cluster import until
+from tests.unit.service.session_world import oid, run, world
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_the_names_of_very_many_objects_are_freed_in_pieces(
-    node: Node, monkeypatch: pytest.MonkeyPatch, committed: bool
-) -> None:
-    monkeypatch.setattr(works, "MANY", 50)
-    node.vote(A, change(*range(100, 200), checks=range(300, 330)))
-    node.turn()
-    if committed:
-        node.finish(A)
-        node.apply()
-    else:
-        node.coordinator.abort(A, NOW)
-    assert 5 < node.turn() < 100, "all at once, or never"
-    again = node.vote(B, change(*range(100, 200), base=node.engine.last_tid if committed else Z64))
-    node.turn()
-    assert reserved(again)
+def test_the_names_of_very_many_objects_are_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds them last lets them go."""
+    monkeypatch.setattr(serials, "MANY", 50)
+    leaving = Leaving()
+    for many, pieces in ((50, 0), (51, 16)):
+        names = Serials(leaving)
+        for number in range(many):
+            names.add(oid(number), Z64)
+        del names
+        assert len(leaving._pieces) == pieces
+    for _ in range(16):
+        assert leaving
+        leaving.free_some()
+    assert not leaving
+    leaving.free_some()
+
+
+def test_a_node_frees_them_however_the_transaction_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serials, "MANY", 50)
+    taken: list[int] = []
+
+    class Counted(Leaving):
+        def take(self, pieces: Iterable[dict[bytes, bytes]]) -> None:
+            some = list(pieces)
+            taken.append(sum(map(len, some)))
+            super().take(some)
+
+    monkeypatch.setattr("raftstorage.node.parts.Leaving", Counted)
+
+    @run
+    async def work() -> None:
+        async with world() as it:
+            client = it.connect()
+            await client.hello()
+            gatherer = it.service._transacting._gatherer
+
+            async def freed(count: int) -> None:
+                await until(lambda: len(taken) == count and not gatherer.leaving, lambda: asyncio.sleep(0.01))
+                assert taken[-1] == 200
+
+            async def parts(letter: bytes, base: bytes) -> bytes:
+                records = [pb.NewRecord(oid=oid(n), base_serial=base, data=b"x") for n in range(1000, 1200)]
+                await client.send_parts(letter * 16, [pb.Transaction(records=records).SerializeToString()])
+                return letter * 16
+
+            first = await client.ask(commit=pb.Commit(transaction_id=await parts(b"A", Z64), parts=1))
+            assert first.committed.tid
+            await freed(1)
+            refused = await client.ask(commit=pb.Commit(transaction_id=await parts(b"B", b"\x7f" * 8), parts=1))
+            assert refused.HasField("failure")
+            await freed(2)
+            await client.ask(abort=pb.Abort(transaction_id=await parts(b"C", Z64)))
+            await freed(3)
+
+    work()
 
 
 def test_what_holds_very_many_names_grows_a_little_at_a_time() -> None:
