@@ -5,7 +5,7 @@ Each part is made into the log's entry when it comes, so that proposing the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from raftstorage.node.engine.api import Z64

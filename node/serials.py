@@ -1,4 +1,4 @@
-"""Very many objects' names and serials, held so that nothing takes the loop long: not to grow, and not to be let go."""
+"""Very many objects and their serials, held so that nothing takes long: not to grow, and not to be let go."""
 
 from __future__ import annotations
 
