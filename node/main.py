@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -47,6 +48,9 @@ async def _serve(options: NodeOptions, versions: Versions, ready: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await node.start()
+    # What is there now stays: to look through it for garbage again and again would hold the loop 30 ms each time.
+    gc.collect()
+    gc.freeze()
     context.node_id = node.identity.node_id
     context.source = lambda: (node.driver.term, node.driver.role.value)
     log.info("serves", extra={"address": node.address, "cluster_id": node.identity.cluster_id})

@@ -5,12 +5,12 @@ Each part is made into the log's entry when it comes, so that proposing the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.failures import busy, failure
+from raftstorage.node.serials import Leaving, Serials
 from raftstorage.proto import HISTORY_LEVEL, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
@@ -21,40 +21,10 @@ MOST_PARTS = 4096
 MOST_CHECKS = 1_000_000
 #: Blobs that a vote looks for; applying looks for all.
 MOST_BLOBS = 256
-_SHARDS = 16
 #: Transactions under way at once in one session, given up ones included.
 MOST_GATHERINGS = 64
 
 Parsed = pb.Transaction | pb.Failure
-
-
-class Serials(Mapping[bytes, bytes]):
-    """Objects and serials, in no promised order. In several dictionaries: one takes 50 ms to grow at a million."""
-
-    __slots__ = ("_shards",)
-
-    def __init__(self) -> None:
-        self._shards: tuple[dict[bytes, bytes], ...] = tuple({} for _ in range(_SHARDS))
-
-    def add(self, oid: bytes, serial: bytes) -> bool:
-        """False when the object is there already."""
-        shard = self._shards[oid[-1] % _SHARDS]
-        if oid in shard:
-            return False
-        shard[oid] = serial
-        return True
-
-    def __getitem__(self, oid: bytes) -> bytes:
-        return self._shards[oid[-1] % _SHARDS][oid]
-
-    def __contains__(self, oid: object) -> bool:
-        return isinstance(oid, bytes) and oid in self._shards[oid[-1] % _SHARDS]
-
-    def __iter__(self) -> Iterator[bytes]:
-        return chain.from_iterable(self._shards)
-
-    def __len__(self) -> int:
-        return sum(map(len, self._shards))
 
 
 class History:
@@ -103,15 +73,15 @@ class Parts:
         "written",
     )
 
-    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
+    def __init__(self, identity: bytes, max_record_bytes: int, leaving: Leaving | None = None) -> None:
         self.identity = identity
         self._max_record_bytes = max_record_bytes
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
         self._history = History()
         self.blobs: list[pb.NewRecord] = []  # oids and blobs of the first records that have such
-        self.written = Serials()
-        self.checked = Serials()
+        self.written = Serials(leaving)
+        self.checked = Serials(leaving)
         self.size = 0
         self.weight = 0
         self._first = b""  # its entry is made last: it has the tid
@@ -224,8 +194,8 @@ class PartLimits:
 class _Gathering:
     __slots__ = ("deadline", "parts", "refused")
 
-    def __init__(self, identity: bytes, max_record_bytes: int) -> None:
-        self.parts = Parts(identity, max_record_bytes)
+    def __init__(self, identity: bytes, max_record_bytes: int, leaving: Leaving) -> None:
+        self.parts = Parts(identity, max_record_bytes, leaving)
         self.refused: pb.Failure | None = None  # and why; the parts are dropped
         self.deadline = 0.0
 
@@ -240,6 +210,7 @@ class PartGatherer:
     def __init__(self, limits: PartLimits) -> None:
         self._limits = limits
         self._owners: dict[object, dict[bytes, _Gathering]] = {}
+        self.leaving = Leaving()
         self.weight = 0
 
     def add(
@@ -346,7 +317,7 @@ class PartGatherer:
             if over is None:
                 return busy(f"{MOST_GATHERINGS} transactions of this session are coming in parts already")
             del mine[over]
-        mine[identity] = _Gathering(identity, self._limits.record_bytes)
+        mine[identity] = _Gathering(identity, self._limits.record_bytes, self.leaving)
         return None
 
     def _full(self, owner: object, parts: Parts, size: int) -> pb.Failure | None:

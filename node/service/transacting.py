@@ -160,13 +160,14 @@ class Transacting:
         self.uploads.lost_leadership()
 
     def go_on(self) -> None:
-        """Goes on with large transactions, if there are any, in later turns of the loop."""
-        if not self._turn_scheduled and self._coordinator.unfinished:
+        """Goes on with large transactions, if there are any or something is left of them, in later turns."""
+        if not self._turn_scheduled and (self._coordinator.unfinished or self._gatherer.leaving):
             self._turn_scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         self._turn_scheduled = False
+        self._gatherer.leaving.free_some()
         with self._guard():
             self._coordinator.advance(asyncio.get_running_loop().time())
         self.go_on()

@@ -182,7 +182,7 @@ def test_a_member_that_speaks_another_protocol_is_kept_out_and_told_of(
     new = (cluster.leader(timeout=SECONDS) + 1) % 3
     cluster.kill(new)
     last = cluster.status(cluster.leader(timeout=SECONDS)).last_index
-    cluster.more[new] = ["--pretend-versions", "9:9:1"]
+    cluster.more[new] = ["--pretend-versions", f"9:9:{FEATURE_LEVEL}"]
     with nothing_changed(cluster):
         cluster.start(new)
         commit_new(storage, b"two of three")
