@@ -76,6 +76,12 @@ class Breaker:
             case "change the members at":
                 for node in nodes:
                     self.change_members(node, fault.detail, int(fault.number))
+            case "slow the snapshots to":
+                for node in nodes:
+                    self._network.snapshot_seconds[node.name] = fault.number
+                    self._world.after(
+                        fault.seconds, lambda name=node.name: self._network.snapshot_seconds.pop(name, None)
+                    )
             case "hand over the leadership of":
                 for node in nodes:
                     node.hand_over()
@@ -92,6 +98,7 @@ class Breaker:
         self._over = True
         self._cuts.clear()
         self._network.heal()
+        self._network.snapshot_seconds.clear()
         for loop in self._paused:
             loop.paused = False
         for node in self._nodes.values():

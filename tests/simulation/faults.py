@@ -280,12 +280,43 @@ def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fa
     return scene
 
 
+def _overtaken(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """While a snapshot is on its way to a node, one with a longer log comes to lead, and sends it the entries."""
+    node = (rng.choice(nodes),)
+    back = at + rng.uniform(1.0, 2.5)
+    scene = [Fault(at, rng.choice(("isolate", "part")), node, back - at)]
+    change = back + rng.uniform(0.0, 0.4)
+    scene.append(Fault(change, rng.choice((HAND_OVER, "pause")), (LEADER,), rng.uniform(0.7, 1.5)))
+    scene.append(Fault(change, "crowd the elections of", (), 1.0))
+    if rng.random() < 0.5:
+        slow = rng.choice(((), node))
+        scene.append(Fault(back - 0.1, "slow the disk of", slow, 1.5, number=rng.choice((0.05, 0.3, 1.0))))
+    return [*scene, Fault(back - 0.1, "slow the snapshots to", node, 3.0, number=rng.choice((0.1, 0.3, 0.6)))]
+
+
+def _long_tail(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """A leader is cut off with most of the clients, whose entries nobody else gets, and comes back to logs that
+    were cut and are shorter than its own."""
+    clients = "".join("0" if n == rng.randrange(MOST_CLIENTS) else "1" for n in range(MOST_CLIENTS))
+    seconds = rng.uniform(0.8, 2.0)
+    scene = [
+        Fault(at, "split", (LEADER,), seconds, clients),
+        Fault(at, "crowd the elections of", (), seconds),
+    ]
+    if rng.random() < 0.6:
+        slow = Fault(at + seconds - rng.uniform(0.0, 0.5), "slow the disk of", (LEADER,), 1.5)
+        scene.append(replace(slow, number=rng.choice((0.05, 0.3, 1.0))))
+    return scene
+
+
 SCENES: dict[str, Callable[[random.Random, float, Sequence[int]], list[Fault]]] = {
     "slow then cut": _slow_then_cut,
     "contest": _contest,
     "stale leader": _stale_leader,
     "grow and cut": _grow_and_cut,
     "left behind": _left_behind,
+    "overtaken": _overtaken,
+    "long tail": _long_tail,
 }
 #: What changes the membership, and what has nodes need snapshots.
 CHANGING = ("membership", "grow and cut", "left behind")
