@@ -27,6 +27,11 @@ class Applying:
         """Is nothing left of earlier turns, and may the next one go on? Only then the core is to hand out more."""
         return not self._left and not self._stopped
 
+    @property
+    def may_write(self) -> bool:
+        """It is not stopped, and the engine would not have to wait."""
+        return not self._stopped and not self._engine.congested
+
     def turn(self, entries: Sequence[Entry]) -> list[tuple[Entry, Applied]]:
         """Applies what is left and `entries`, as far as the turn's time reaches; what it has applied.
 
@@ -35,7 +40,7 @@ class Applying:
         self._left.extend(entries)
         applied: list[tuple[Entry, Applied]] = []
         begin = self._clock()
-        while self._left and not self._stopped and not self._engine.congested:
+        while self._left and self.may_write:
             entry = self._left.popleft()
             applied.append((entry, self._engine.apply(entry)))
             if self._clock() - begin > TURN_SECONDS:

@@ -151,6 +151,8 @@ class Driver(Standing):
             raise NotLeader("the node is stopping")
         index = self._core.propose(data)
         self.work.proposed(index, data)
+        for listener in self.on_proposed:
+            listener(index, data)
         if self._observer is not None:
             self._observer.proposed(len(data))
         self._schedule()

@@ -27,7 +27,9 @@ CODES: dict[int, int] = {
     pb.INTERNAL: 13,
     pb.STOPPING: 14,
     pb.STORAGE_FULL: 8,
+    pb.PACKED: 10,
     pb.NO_UPLOAD: 9,
+    pb.UNDO_REFUSED: 10,
     pb.UNSUPPORTED: 12,
 }
 

@@ -303,12 +303,15 @@ class Node:
             problems=self._problems,
             transfer=transfer,
             disk=lambda: (self.disk.gauge.space.free, self.disk.gauge.reserve),
+            packing=lambda: self._storage.pack_state(),
         )
 
     def _problems(self) -> list[str]:
         """What is wrong here and what to do, one line each."""
         found = [f"{problem.text}" for problem in self._peers.problems()]
         if problem := self.disk.problem():
+            found.append(problem)
+        if problem := self._storage.pack_state().problem:
             found.append(problem)
         driver = self.driver
         if driver.membership.members and driver.membership.member(self.identity.node_id) is None:

@@ -11,7 +11,7 @@ from itertools import chain
 
 from raftstorage.node.engine.api import Z64
 from raftstorage.node.failures import busy, failure
-from raftstorage.proto import PART_OBJECTS
+from raftstorage.proto import HISTORY_LEVEL, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
 #: Memory that a record or a check takes beside its data: two keys in dictionaries, about.
@@ -57,6 +57,30 @@ class Serials(Mapping[bytes, bytes]):
         return sum(map(len, self._shards))
 
 
+class History:
+    """What of a transaction is undo or delete, so that it matters if it restores: oids, the first of a kind."""
+
+    __slots__ = ("_nameless", "_newer")
+
+    def __init__(self) -> None:
+        self._newer = b""
+        self._nameless = b""
+
+    def note(self, record: pb.NewRecord) -> None:
+        if not self._newer and (record.no_data or record.data_tid.strip(b"\0")):
+            self._newer = record.oid
+        if not self._nameless and record.no_data and not record.base_serial.strip(b"\0"):
+            self._nameless = record.oid
+
+    def problem(self, level: int) -> pb.Failure | None:
+        """Why a transaction with these that does not restore is refused. `level`: the cluster's feature level."""
+        if self._newer and level < HISTORY_LEVEL:
+            return failure(pb.UNSUPPORTED, "not all members of the cluster know undo and deletes yet", self._newer)
+        if self._nameless:
+            return failure(pb.INVALID, "no_data must name the revision that it deletes", self._nameless)
+        return None
+
+
 class Parts:
     """What has come of one transaction: the log's entries, and which objects it writes and checks at which serial.
 
@@ -69,8 +93,8 @@ class Parts:
         "_first",
         "_going_on",
         "_going_on_size",
+        "_history",
         "_max_record_bytes",
-        "_restored",
         "blobs",
         "checked",
         "identity",
@@ -84,7 +108,7 @@ class Parts:
         self._max_record_bytes = max_record_bytes
         self._going_on = b""  # oid of the record whose data the next part goes on with
         self._going_on_size = 0
-        self._restored = b""  # oid of a record that only a restore may have
+        self._history = History()
         self.blobs: list[pb.NewRecord] = []  # oids and blobs of the first records that have such
         self.written = Serials()
         self.checked = Serials()
@@ -107,14 +131,15 @@ class Parts:
             self._commands.append(fragment_command(self.identity, number, body))
         return problem
 
-    def complete(self, rest: pb.Transaction, size: int) -> pb.Failure | None:
-        """What came with the Vote or Commit, in `size` bytes. A failure as `add`'s."""
+    def complete(self, rest: pb.Transaction, size: int, level: int) -> pb.Failure | None:
+        """What came with the Vote or Commit, in `size` bytes. A failure as `add`'s. `level`: the cluster's."""
         if self._going_on:
             return failure(pb.INVALID, "the last part's record is not complete", self._going_on)
         if len(rest.records) + len(rest.checks) > PART_OBJECTS:
             return failure(pb.INVALID, f"more than {PART_OBJECTS} objects beside the parts")
-        if self._restored and not rest.tid:
-            return failure(pb.INVALID, "no_data is for restoring", self._restored)
+        problem = None if rest.tid else self._history.problem(level)
+        if problem is not None:
+            return problem
         return self._merge(rest, size)
 
     def _merge(self, transaction: pb.Transaction, size: int) -> pb.Failure | None:
@@ -132,8 +157,7 @@ class Parts:
                 continue
             if not written.add(record.oid, record.base_serial or Z64):
                 return failure(pb.INVALID, "an oid is stored twice", record.oid)
-            if record.no_data:
-                self._restored = record.oid
+            self._history.note(record)
             if record.more:
                 self._going_on, self._going_on_size = record.oid, len(record.data)
         for check in transaction.checks:

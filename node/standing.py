@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from raftstorage.node.admission import Amount
+from raftstorage.node.applying import Applying
 from raftstorage.node.backlog import Backlog
 from raftstorage.node.engine.api import Applied, Engine
 from raftstorage.node.log_writer import DurableLog
@@ -22,6 +23,7 @@ class Standing:
     config: Config
     engine: Engine
     work: Backlog
+    _applying: Applying
     _core: RaftCore
     _wal: DurableLog
     _ready_term: int
@@ -33,6 +35,8 @@ class Standing:
         self.on_role: list[Callable[[RoleChange], None]] = []
         #: Called when this node leads and has applied its own no-op.
         self.on_ready: list[Callable[[], None]] = []
+        #: Called on the leader with the index of the first of some commands that were appended, and them.
+        self.on_proposed: list[Callable[[int, Sequence[bytes]], None]] = []
         #: Called when the effective membership has changed, committed or not.
         self.on_membership: list[Callable[[Membership], None]] = []
         #: Called, maybe again and again, while this node needs a snapshot of the leader.
@@ -93,6 +97,11 @@ class Standing:
     def backlog(self) -> Amount:
         """Entries appended and not applied, with the bytes of those that were proposed here."""
         return Amount(self.last_index - self.applied_index, self.work.proposed_bytes)
+
+    @property
+    def may_write(self) -> bool:
+        """Nobody wants the engine's state to stay as it is, and it could be written without waiting."""
+        return self._applying.may_write
 
     @property
     def running(self) -> bool:

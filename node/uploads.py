@@ -18,8 +18,8 @@ from raftstorage.node.oids import Reply
 from raftstorage.node.raft.types import Entry, NotLeader
 from raftstorage.proto import storage_pb2 as pb
 
-#: Bytes of chunks that may be in the log and not applied.
-WINDOW_BYTES = 1 << 20
+#: Bytes of chunks that may be in the log and not applied: while the log has one, the next is written.
+WINDOW_BYTES = 512 << 10
 #: Chunks of one session that may wait or be in the log.
 OWN = Amount(1024, 4 << 20)
 #: An upload that no chunk came for in so long is removed, in milliseconds.

@@ -15,8 +15,11 @@ from raftstorage.ops import status as status_module
 from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.diagnosis import diagnose, show_findings
 from raftstorage.ops.local import LocalCluster
+from raftstorage.ops.looking_cli import log, show, undo
 from raftstorage.ops.member_cli import member_app, transfer_leader
+from raftstorage.ops.pack_cli import pack
 from raftstorage.ops.transfer_cli import export, import_
+from raftstorage.ops.verify_cli import verify
 from rich.console import Console
 
 app = typer.Typer(
@@ -32,6 +35,11 @@ app.add_typer(member_app, name="member")
 app.command("transfer-leader")(transfer_leader)
 app.command("import")(import_)
 app.command("export")(export)
+app.command("log")(log)
+app.command("show")(show)
+app.command("undo")(undo)
+app.command("verify")(verify)
+app.command("pack")(pack)
 
 _DEFAULT = status_module.DEFAULT_ADDRESSES
 

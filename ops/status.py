@@ -18,7 +18,7 @@ DEFAULT_ADDRESSES = "127.0.0.1:7441,127.0.0.1:7442,127.0.0.1:7443"
 # A node that was restarted shall be seen at once, not after gRPC's default back-off of up to two minutes.
 CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.enable_http_proxy", 0),
 ]
@@ -169,6 +169,8 @@ def as_json(statuses: Sequence[NodeStatus]) -> dict[str, Any]:
         else:
             node |= {name: getattr(reply, name) for name in _PLAIN_FIELDS}
             node["last_tid"] = reply.last_tid.hex()
+            node["packed"] = reply.packed.hex()
+            node["pack_phase"] = reply.pack_phase
             node["problems"] = list(reply.problems)
             node["peers"] = [
                 {

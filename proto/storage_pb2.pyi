@@ -177,7 +177,7 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., client_id: _Optional[str] = ..., cluster_id: _Optional[str] = ..., after_tid: _Optional[bytes] = ..., read_only: _Optional[bool] = ..., min_protocol_version: _Optional[int] = ..., takes_pages: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms", "min_protocol_version", "level")
+    __slots__ = ("protocol_version", "cluster_id", "node_id", "last_tid", "leader", "max_record_bytes", "max_transaction_bytes", "lease_ms", "min_protocol_version", "level", "packed")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class Welcome(_message.Message):
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     MIN_PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     cluster_id: str
     node_id: int
@@ -198,7 +199,8 @@ class Welcome(_message.Message):
     lease_ms: int
     min_protocol_version: int
     level: int
-    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., level: _Optional[int] = ...) -> None: ...
+    packed: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node_id: _Optional[int] = ..., last_tid: _Optional[bytes] = ..., leader: _Optional[_Union[Leader, _Mapping]] = ..., max_record_bytes: _Optional[int] = ..., max_transaction_bytes: _Optional[int] = ..., lease_ms: _Optional[int] = ..., min_protocol_version: _Optional[int] = ..., level: _Optional[int] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class Leader(_message.Message):
     __slots__ = ("term", "node_id", "address", "members", "level")
@@ -479,7 +481,7 @@ class PackProgress(_message.Message):
     def __init__(self) -> None: ...
 
 class PackState(_message.Message):
-    __slots__ = ("pack_id", "tid", "collect", "phase", "done", "total", "unit", "removed_records", "removed_objects", "removed_bytes")
+    __slots__ = ("pack_id", "tid", "collect", "phase", "done", "total", "unit", "removed_records", "removed_objects", "removed_bytes", "problem")
     PACK_ID_FIELD_NUMBER: _ClassVar[int]
     TID_FIELD_NUMBER: _ClassVar[int]
     COLLECT_FIELD_NUMBER: _ClassVar[int]
@@ -490,6 +492,7 @@ class PackState(_message.Message):
     REMOVED_RECORDS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_OBJECTS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     pack_id: bytes
     tid: bytes
     collect: bool
@@ -500,7 +503,8 @@ class PackState(_message.Message):
     removed_records: int
     removed_objects: int
     removed_bytes: int
-    def __init__(self, pack_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., collect: _Optional[bool] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., removed_records: _Optional[int] = ..., removed_objects: _Optional[int] = ..., removed_bytes: _Optional[int] = ...) -> None: ...
+    problem: str
+    def __init__(self, pack_id: _Optional[bytes] = ..., tid: _Optional[bytes] = ..., collect: _Optional[bool] = ..., phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., unit: _Optional[str] = ..., removed_records: _Optional[int] = ..., removed_objects: _Optional[int] = ..., removed_bytes: _Optional[int] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class BlobChunk(_message.Message):
     __slots__ = ("upload_id", "offset", "data", "crc32c")

@@ -123,9 +123,10 @@ class CacheFile:
     def _replace(
         database: sqlite3.Connection, known: bytes, contents: Iterable[tuple[bytes, Revision]], cluster_id: str
     ) -> None:
-        # Not synced: what a power cut leaves is known as damage when it is read.
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = OFF")
+        database.execute(
+            "PRAGMA synchronous = NORMAL"
+        )  # with less a power cut could leave a mixture of old and new
         database.execute("BEGIN IMMEDIATE")
         database.execute("DROP TABLE IF EXISTS meta")
         database.execute("DROP TABLE IF EXISTS record")

@@ -32,6 +32,7 @@ _LARGEST_PART = 8
 _SMALL_PART = 10  # of the bytes are for what was asked for once
 _MOST_USES = 3
 _Z64 = b"\0" * 8
+_NEVER = b"\xff" * 8
 
 
 class Revision(NamedTuple):
@@ -98,6 +99,8 @@ class RecordCache:
     def invalidate(self, tid: bytes, oids: Iterable[bytes]) -> None:
         """The next transaction, `tid`, changed `oids`. To be told before a snapshot of `tid` is read."""
         with self._lock:
+            if self._forgotten == _NEVER:
+                self._forgotten = tid
             entries, changed = self._entries, self._changed
             for oid in oids:
                 changed[oid] = tid
@@ -174,6 +177,12 @@ class RecordCache:
                 self._small_bytes += entry.size
             while self._bytes > self.max_bytes:
                 self._evict()
+
+    def missed(self) -> None:
+        """Changes before the next one that is told were left out: what was asked for by then may be old."""
+        self.clear()
+        with self._lock:
+            self._forgotten = _NEVER
 
     def clear(self) -> None:
         """Nothing is known any more but what changed."""

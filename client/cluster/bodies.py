@@ -156,7 +156,7 @@ def _split(
             begin, size = position, 0
         size += weight
         if size > part_bytes:  # it begins a part, and is too large for it
-            chunk = part_bytes - record.head_bytes
+            chunk = part_bytes - HEAD_BYTES  # a blob comes on top in the last one: a single record may be larger
             for start in range(0, len(record.data), chunk):
                 end = min(len(record.data), start + chunk)
                 put(_Piece([record], begin=start, end=end), end - start + record.head_bytes)

@@ -34,6 +34,9 @@ class Feed:
         self.sink: Sink | None = None
         #: Called for every change, before the sink, and for those of a transaction that is being finished here.
         self.on_change: Sink = lambda tid, oids: None
+        #: Called before the next change when some were left out: what is known of any object may be old.
+        self.on_missed: Callable[[], object] = lambda: None
+        self._missed = False
         self._queue: deque[tuple[bytes, Sequence[bytes]]] = deque()
         self._moved = threading.Condition(self.lock)
         self._wake = threading.Event()
@@ -56,6 +59,10 @@ class Feed:
             self.accepted = tid
             if not self._held(tid, oids):
                 self._wake.set()
+
+    def miss(self) -> None:
+        """Of the changes that come now, some are left out: a pack took them. In the loop, as `accept`."""
+        self._missed = True
 
     def last_transaction(self) -> bytes:
         """The newest tid whose invalidations are delivered, after delivering what has come so far."""
@@ -128,6 +135,13 @@ class Feed:
         if self._error is not None:
             raise DeliveryFailed("an invalidation could not be delivered; reopen the storage") from self._error
         moved = False
+        if self._missed and not self._closed:
+            self._missed = False
+            try:
+                self.on_missed()
+            except BaseException as error:
+                self._error = error
+                raise
         while self._queue and not self._closed:
             tid, oids = self._queue[0]
             if self._held(tid, oids):

@@ -171,6 +171,8 @@ class Replicas:
             raise EOFError(
                 f"the stream to {address} begins behind a gap"
             )  # dialled again with the tid that it needs
+        if connection.after_tid and welcome.packed > self._feed.accepted:
+            self._feed.miss()  # what was deleted up to the pack is told to nobody who was away
         self.refused.pop(address, None)
         self.cluster_id = welcome.cluster_id
         self.limits = welcome

@@ -61,6 +61,7 @@ def _cache_file(path: Path) -> CacheFile | None:
 def _new(make: Callable[[], Cluster], max_bytes: int, patience: float) -> tuple[Cluster, RecordCache]:
     cluster, cache = make(), RecordCache(max_bytes)
     cluster.feed.on_change = cache.invalidate
+    cluster.feed.on_missed = cache.missed
     cluster.open(patience=patience)
     cache.start(cluster.feed.last)
     return cluster, cache
@@ -76,6 +77,7 @@ def _resumed(
         return None
     cluster = make()
     cluster.feed.on_change = cache.invalidate
+    cluster.feed.on_missed = cache.missed
     try:
         cluster.open(patience=patience, since=origin.known)
         if cluster.cluster_id != origin.cluster_id:

@@ -39,7 +39,8 @@ class Loading:
         cached = self.cache.load_before(oid, before)
         if cached is not None:
             return cached if not clamped else (cached.data, cached.serial, None)
-        at_least = _as_of(before)
+        # Whether there is such an object at all, says only who has applied what this client has seen.
+        at_least = self.cluster.feed.last if before == Z64 else _as_of(before)
         call = Call("load_before", pb.LoadBefore(oid=oid, before=before, at_least=at_least))
         try:
             with as_zodb(oid, but={pb.PACKED}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,6 +15,8 @@ from raftstorage.proto import storage_pb2 as pb
 from ..cache import RecordCache
 from ..cluster import Call, Cluster
 from .errors import as_zodb
+
+log = logging.getLogger(__name__)
 
 Z64 = b"\0" * 8
 #: How often a leader is asked how far it is: soon at first, then seldom.
@@ -66,10 +69,14 @@ class Packing:
                 event, _ = self.cluster.lead(call)  # the same id again asks how far it is, also another leader
             if progress is not None:
                 progress(event.pack)
-            if event.pack.phase == DONE or not wait:
+            if not wait:
+                return
+            if event.pack.phase == DONE:
                 break
             wake.wait(pause)
             pause = min(LONGEST_PAUSE, pause * 1.5)
+        if event.pack.problem:
+            log.warning("packed, but %s", event.pack.problem)
         self.cluster.catch_up()
         self.cache.clear()  # nobody here shall see what was removed for this client
 

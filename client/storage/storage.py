@@ -164,9 +164,15 @@ class ClientStorage(
                 if error.name != "db" or error.obj not in (self, wrapper):
                     raise
 
+        def missed() -> None:
+            self.cache.clear()
+            forget = getattr(wrapper, "invalidateCache", None)
+            if forget is not None:
+                forget()
+
         feed = self.cluster.feed
         with feed.lock:
-            feed.sink = tell
+            feed.sink, feed.on_missed = tell, missed
 
     # ---- reading ---------------------------------------------------------------------------------------
 

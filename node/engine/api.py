@@ -25,6 +25,18 @@ class EngineError(Exception):
     """The state on disk is not what it must be (a checksum, a missing key, another node's directory)."""
 
 
+class Packed(Exception):
+    """What was asked for was packed away, or may have been. `packed`: tid of the pack."""
+
+    def __init__(self, packed: bytes) -> None:
+        super().__init__(f"packed to {packed.hex()}")
+        self.packed = packed
+
+
+class Interrupted(Exception):
+    """The database was packed, or replaced by another node's copy: what a verification found means nothing."""
+
+
 class EngineWriteError(EngineError):
     """The state could not be written. What is on disk is older, and sound."""
 
@@ -36,6 +48,21 @@ class Revision:
     data: bytes | None
     serial: bytes
     next_serial: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack to `tid`. `collect`: its garbage is looked for; `collected`: all of it is known.
+
+    `objects`: so many were garbage so far, and had `size` bytes.
+    """
+
+    pack_id: bytes = b""
+    tid: bytes = b""
+    collect: bool = False
+    collected: bool = False
+    objects: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +100,8 @@ class Applied:
     the fragment is dropped. `conflicts`: why it was refused, up to MAX_CONFLICTS.
     `refused`: another reason (a stale given tid, a malformed command).
     `missing`: the object whose blob was not uploaded, or not whole, when that is why it was refused.
-    `first_oid`: answer to an AllocateCommand. `membership`: a MEMBERSHIP entry's data.
+    `first_oid`: answer to an AllocateCommand. `membership`: a MEMBERSHIP entry's data. `pack`: as it is after a
+    PackCommand or a CollectCommand that counts.
     `uploaded`: answer to a BlobCommand, refused or not: so many bytes of the upload are there.
     """
 
@@ -87,6 +115,7 @@ class Applied:
     first_oid: bytes | None = None
     repeated: bool = False
     membership: bytes = b""
+    pack: Pack | None = None
     missing: bytes = b""
     uploaded: int | None = None
 
@@ -101,7 +130,8 @@ class Checkpointed:
 
 
 class Position(NamedTuple):
-    """Where reading transactions goes on: at `tid`; `skip` is the engine's affair."""
+    """Where reading transactions goes on: at `tid`; `skip` is the engine's affair, but for its sign: above 0, some
+    of that transaction's records were answered already."""
 
     tid: bytes
     skip: int = 0
@@ -109,9 +139,29 @@ class Position(NamedTuple):
 
 def add_page(transactions: list[pb.CommittedTransaction], page: list[pb.CommittedTransaction], skip: int) -> None:
     """Adds a page of `Engine.transactions`, which was asked for with `skip`, to those before it."""
-    if skip:
+    goes_on = skip > 0 and bool(page) and page[0].tid == transactions[-1].tid  # else it was packed away meanwhile
+    if goes_on:
         transactions[-1].records.extend(page[0].records)
-    transactions += page[skip > 0 :]
+    transactions += page[goes_on:]
+
+
+class Verification(Protocol):
+    """A look at all that can be seen as of the transaction `tid`. Counts and `problems` rise with each step.
+
+    `problems`: each for a person; whoever reads them takes them away. `digest`: in the end, equal on all nodes
+    whose `packed` is; b"" when something could not be read.
+    """
+
+    tid: bytes
+    packed: bytes
+    records: int
+    bytes_read: int
+    blobs: int
+    problems: list[str]
+    digest: bytes
+
+    def step(self) -> bool:
+        """About a millisecond of work; False: that was all. Interrupted: it has to begin again."""
 
 
 #: A transaction's tid and the oids it changed, in stored order.
@@ -154,14 +204,69 @@ class Engine(Protocol):
         ValueError when its index is not applied_index + 1. Bad commands never raise: they are `refused`.
         """
 
-    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
-        """The newest revision below `tid`; None when the object is younger. KeyError: unknown oid."""
+    # All reading sees what a pack has left: deletions newer than `packed`, and data that is current or whose next
+    # revision is newer than `packed`. How much of the rest is removed from disk already changes no answer.
+
+    @property
+    def packed(self) -> bytes:
+        """Tid of the newest pack; b"": there was none."""
+
+    @property
+    def pack(self) -> Pack:
+        """The newest pack, as the log has it."""
+
+    @property
+    def removes(self) -> bool:
+        """`pack_step` has something left to do."""
+
+    def pack_state(self) -> pb.PackState:
+        """How far the newest pack is on this node. "marking": its garbage is not known yet."""
+
+    def pack_step(self, budget: int) -> bool:
+        """Removes from disk a little of what no one can see since the newest pack; False: there is nothing left.
+
+        Looks at up to `budget` records or transactions: 100 take about 1 ms. Goes on where it was when the
+        database is opened again. Not part of `apply`.
+        """
+
+    def load_before(self, oid: bytes, tid: bytes, most: int | None = None) -> Revision | None:
+        """The newest revision below `tid`; None when the object is younger. KeyError: unknown oid.
+
+        None too when its data is kept apart and has more than `most` bytes: it is not read.
+
+        Packed: there is none, and `tid` is not above `packed`: there may have been one.
+        """
 
     def load_serial(self, oid: bytes, serial: bytes) -> bytes:
-        """That revision's data. KeyError when there is none, or it has no data."""
+        """That revision's data. KeyError when there is none, or it has no data, or it was packed away."""
+
+    def pieces(self, oid: bytes, serial: bytes) -> Iterator[bytes]:
+        """As `load_serial`, in pieces of up to CHUNK_BYTES that are read when they are asked for."""
 
     def current_serial(self, oid: bytes) -> bytes | None:
-        """Serial of the newest revision; None for an unknown oid."""
+        """Serial of the newest revision, a deletion's too; None for an unknown oid."""
+
+    def unchanged(self, start: bytes, budget: int) -> tuple[list[bytes], bytes]:
+        """Oids >= `start` with a current revision not newer than `packed`, and where to go on; b"": nowhere.
+
+        Looks at up to `budget` objects.
+        """
+
+    def pieces_at_pack(self, oid: bytes) -> Iterator[bytes] | None:
+        """As `pieces`, of the revision not newer than the newest pack that it left; None: there is none."""
+
+    def current_page(self, start: bytes, before: bytes, max_bytes: int) -> tuple[list[pb.FoundRecord], bytes]:
+        """The newest records below `before` (b"": of all) of oids >= `start`, and where to go on; b"": nowhere.
+
+        Deleted objects are left out. With up to `max_bytes`, or a single larger one; fewer, or none, after some
+        work. Packed: `before` is not above `packed`.
+        """
+
+    def transaction_log(self, before: bytes, count: int) -> tuple[list[pb.CommittedTransaction], bytes]:
+        """Up to `count` transactions below `before` (b"": all) without records, newest first, and where to go on.
+
+        b"": nowhere. Fewer, or none, after some work; what to go on with is the engine's affair then, or a tid.
+        """
 
     def history(self, oid: bytes, size: int, before: bytes = ...) -> tuple[list[pb.Revision], bool]:
         """Up to `size` revisions below the tid `before` (default: all), newest first; True when more follow.
@@ -177,14 +282,16 @@ class Engine(Protocol):
     ) -> tuple[list[pb.CommittedTransaction], Position | None]:
         """A page of transactions start <= tid <= stop with records, and where to go on; None: there are no more.
 
-        Whole transactions with up to `max_bytes`, fewer when they have very many records, or a part of one that
-        has more: `skip` of the position is not 0 then, and the next page goes on with its records. At least one
-        record is read, however large. `start` and `skip` are those of a position, or `skip` is 0.
+        Whole transactions with up to `max_bytes`, fewer or none when they have very many records, or a part of one
+        that has more: `skip` of the position is above 0 then, and the next page goes on with its records. At least
+        one record is read, however large. `start` and `skip` are those of a position, or `skip` is 0. What a pack
+        left nothing of is left out.
         """
 
     def changed_since(self, tid: bytes, limit: int) -> list[Changed]:
         """(tid, oids) of up to `limit` transactions above `tid`, rising. Reads no record data.
 
+        Of what is not newer than `packed`, some may be missing that cannot be seen any more, but not the newest.
         Fewer than `limit` do not mean that there are no more: stops early after some work, but not before one.
         """
 
@@ -210,7 +317,12 @@ class Engine(Protocol):
         """(bytes on disk, number of objects), both approximate."""
 
     def digest(self) -> bytes:
-        """SHA-256 over the whole logical state, for comparing replicas at one applied index. Slow."""
+        """SHA-256 over all that can be seen, for comparing replicas at one applied index. Slow."""
+
+    def verification(self, tid: bytes, references: bool) -> Verification:
+        """Reads everything, and compares checksums; with `references` also whether what current records refer to
+        is there. What is applied meanwhile changes nothing of what it sees. Packed: `tid` is below the newest
+        pack's."""
 
     def flush(self) -> None:
         """Makes durable what was applied when it was called, and raises `durable_index` to that.

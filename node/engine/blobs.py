@@ -187,8 +187,8 @@ class Blobs(Reading):
 
     # ---- removal -------------------------------------------------------------------------------------
 
-    def _references(self, number: int, difference: int, changes: list[Change]) -> None:
-        """Counts the records that name a blob. With none its bytes go.
+    def _references(self, number: int, difference: int, changes: list[Change]) -> bool:
+        """Counts the records that name a blob. With none its bytes go: False.
 
         The count is kept when it is not 1, and in `_counts` until `changes` are written: there may be several for
         one blob among them.
@@ -204,11 +204,14 @@ class Blobs(Reading):
             changes.append(_removal(number))
         else:
             changes.append(("blobs", key, seal(count.to_bytes(4, "big")) if count > 1 else None))
+        return count > 0
 
-    def _forget_blob(self, stub: Stub, changes: list[Change]) -> None:
-        """A record that nobody can see is removed: its blob goes, if no other record names it."""
-        if stub.blob is not None and stub.blob.number:
-            self._references(stub.blob.number, -1, changes)
+    def _forget_blob(self, stub: Stub, changes: list[Change]) -> int:
+        """A record that nobody can see is removed: its blob goes, if no other record names it. Bytes that go."""
+        blob = stub.blob
+        if blob is None or not blob.number or self._references(blob.number, -1, changes):
+            return 0
+        return blob.size
 
     def _give_back(self, stub: Stub, changes: list[Change]) -> None:
         """A record of fragments that were dropped is removed: what it had claimed is an upload as before."""

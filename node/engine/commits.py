@@ -142,7 +142,8 @@ class Commits(Leftovers):
             if key is None or key[:8] != oid or oid == staging.unfinished:
                 found[oid] = None
             elif key[8:] <= self._last_tid and not self._dropped:
-                found[oid] = key[8:]
+                gone = key[8:] <= self._pack.tid and self._has_no_data(key)
+                found[oid] = None if gone else key[8:]
             else:
                 if key[8:] == staging.tid and self._is_of(key, staging):
                     raise Refused("malformed transaction: an oid twice")

@@ -14,6 +14,9 @@
                   "membership"         -> data of the newest MEMBERSHIP entry; not there when there was none
                   "staging"            -> fragments of a transaction that may go on with the next entry
                   "dropped" + index    -> tid and pages of fragments (the first has this index) to be removed
+    packing       "pack"               -> the newest pack, as the log has it: see `packs.py`
+                  "removal"            -> how far this node has removed what it made invisible
+                  "gone" + tid         -> so many records of this transaction were removed
     uploads       "i" + upload id      -> see `Upload`
                   "t" + stamp + number -> upload id: the longest idle ones first
     blobs         number + chunk       -> BLOB_CHUNK_BYTES of a blob, or what is left; `number`: log index of the
@@ -150,7 +153,8 @@ def blob_key(number: int, chunk: int | None = None) -> bytes:
 class Stub(NamedTuple):
     """What `records` says of a record. `fragment`: index of its transaction's first fragment; 0: it came whole.
 
-    `inline` None: the data is in `chunks` chunks, with `size` bytes in all.
+    `inline` None: the data is in `chunks` chunks, with `size` bytes in all. Garbage that was collected has
+    `no_data`, and maybe chunks, which are removed with it.
     """
 
     no_data: bool = False
@@ -196,7 +200,7 @@ def read_stub(key: bytes, sealed: bytes) -> Stub:
         at += _BLOB.size
     if flags & _SPLITTED:
         size, chunks = _SPLIT.unpack_from(value, at)
-        return Stub(False, data_tid, fragment, None, size, chunks, blob)
+        return Stub(bool(flags & _NO_DATA), data_tid, fragment, None, size, chunks, blob)
     inline = value[at:]
     return Stub(bool(flags & _NO_DATA), data_tid, fragment, inline, len(inline), 0, blob)
 
@@ -210,8 +214,9 @@ def chunk_keys(key: bytes, stub: Stub) -> list[bytes]:
     return [chunk_key(key, number) for number in range(stub.chunks)]
 
 
-def cut(data: bytes, size: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """Chunks of `data`."""
+def cut(data: bytes, size: int = 0) -> Iterator[bytes]:
+    """Chunks of `data`, of CHUNK_BYTES or `size`."""
+    size = size or CHUNK_BYTES
     for at in range(0, len(data), size):
         yield data[at : at + size]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from raftstorage.node.engine.api import Applied, Checkpointed, EngineError
-from raftstorage.node.engine.commits import Commits
 from raftstorage.node.engine.kv import FAMILIES, Change, KeyValueStore
 from raftstorage.node.engine.layout import FORMAT, MEMBERSHIP_KEY, STATE_KEY, State, read_state, seal, unseal
+from raftstorage.node.engine.listing import Listing
+from raftstorage.node.engine.packing import Packing
+from raftstorage.node.engine.verifying import Verifying
 from raftstorage.node.raft.types import Entry, EntryKind
 from raftstorage.proto import storage_pb2 as pb
 
@@ -20,7 +21,7 @@ RETENTION = 1 << 20
 MAX_ALLOCATION = 1 << 20
 
 
-class StateMachine(Commits):
+class StateMachine(Packing, Listing, Verifying):
     """An `api.Engine` over any KeyValueStore."""
 
     def __init__(self, store: KeyValueStore, retention: int = RETENTION) -> None:
@@ -47,6 +48,7 @@ class StateMachine(Commits):
         membership = self._store.get("meta", MEMBERSHIP_KEY)
         self._membership = b"" if membership is None else unseal("meta", MEMBERSHIP_KEY, membership)
         self._read_staging()
+        self._read_packing()
         self._counts = {}
         self._applied_index, self._applied_term, self._last_tid, self._next_oid, self._objects = state
         self._durable_index = self._applied_index  # a store that was just opened holds what it has on disk
@@ -129,6 +131,10 @@ class StateMachine(Commits):
                 return self._fragment(index, command.fragment, changes)
             case "allocate":
                 return self._allocate(index, command.allocate.count)
+            case "pack":
+                return self._apply_pack(index, command.pack, changes)
+            case "collect":
+                return self._apply_collect(index, command.collect, changes)
             case "blob":
                 return self._blob(index, command.blob, changes)
             case "expire_uploads":
@@ -183,16 +189,7 @@ class StateMachine(Commits):
 
     def approximate_size(self) -> tuple[int, int]:
         """See `api.Engine.approximate_size`."""
-        return self._store.bytes_used(), self._objects
-
-    def digest(self) -> bytes:
-        """See `api.Engine.digest`."""
-        total = hashlib.sha256()
-        for family in FAMILIES:
-            total.update(family.encode())
-            for key, value in self._store.scan(family, b""):
-                total.update(len(key).to_bytes(4, "big") + key + len(value).to_bytes(4, "big") + value)
-        return total.digest()
+        return self._store.bytes_used(), self._objects - self._removal.vanished
 
     def close(self) -> None:
         """Releases the store."""

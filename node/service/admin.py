@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -19,9 +19,11 @@ from raftstorage.node.members import Members, NoSuchMember
 from raftstorage.node.options import OptionError, split_address
 from raftstorage.node.raft.membership import MembershipError
 from raftstorage.node.raft.types import NotLeader, Role
+from raftstorage.node.service.verify import NotNow, Verifier
 from raftstorage.node.versions import Versions, may_join
 from raftstorage.proto import admin_pb2 as pb
 from raftstorage.proto import admin_pb2_grpc
+from raftstorage.proto.storage_pb2 import PackState
 
 INVITE_SECONDS = 60.0
 
@@ -39,7 +41,7 @@ class Insights:
 
     `connected(node id)`: is a peer's stream up; `sessions()`: connected clients; `lag(match index)`: on a leader;
     `problems()`: what is wrong; `transfer()`: bytes of a snapshot that came, and all; `disk()`: bytes free, and
-    the reserve.
+    the reserve; `packing()`: of this node's newest pack.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Insights:
         problems: Callable[[], Sequence[str]] = lambda: (),
         transfer: Callable[[], tuple[int, int]] = lambda: (0, 0),
         disk: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        packing: Callable[[], PackState] = PackState,
     ) -> None:
         self.connected = connected
         self.sessions = sessions
@@ -57,6 +60,7 @@ class Insights:
         self.problems = problems
         self.transfer = transfer
         self.disk = disk
+        self.packing = packing
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
@@ -70,6 +74,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._members = members
         self._versions = versions
         self._insights = insights
+        self._verifier = Verifier(lambda: driver.engine)
         self._started = time.monotonic()
         self._software = metadata.version("raftstorage")
 
@@ -79,6 +84,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         size, objects = engine.approximate_size()
         came, of = self._insights.transfer()
         free, reserve = self._insights.disk()
+        packing = self._insights.packing()
         reply = pb.StatusReply(
             version=self._software,
             protocol_version=self._versions.protocol[1],
@@ -103,6 +109,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             disk_free_bytes=free,
             disk_reserve_bytes=reserve,
             snapshot=pb.Transfer(bytes=came, total_bytes=of),
+            packed=packing.tid,
+            pack_phase=packing.phase,
         )
         for peer in status.peers:
             member = status.membership.member(peer.node_id)
@@ -157,6 +165,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Identify(self, request: pb.IdentifyRequest, context: Any) -> pb.IdentifyReply:  # noqa: N802
         me = self._identity
         return pb.IdentifyReply(cluster_id=me.cluster_id, node_id=me.node_id, instance=me.instance)
+
+    async def Verify(  # noqa: N802 - generated name
+        self, request: pb.VerifyRequest, context: Any
+    ) -> AsyncIterator[pb.VerifyReport]:
+        try:
+            async for report in self._verifier.reports(request):
+                yield report
+        except NotNow as error:
+            await context.abort(error.code, str(error))
 
     # ---- what they do --------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ def welcome_message(
         protocol_version=speaks[1],
         min_protocol_version=speaks[0],
         level=level,
+        packed=driver.engine.packed,
         cluster_id=cluster_id,
         node_id=driver.node_id,
         last_tid=driver.engine.last_tid,

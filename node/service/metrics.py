@@ -1,4 +1,4 @@
-"""A node's Prometheus metrics, all named `raftstorage_node_*`, in a registry of the node's own."""
+"""A node's Prometheus metrics, named `raftstorage_node_*` and `raftstorage_pack_*`, in a registry of its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from raftstorage.node.disk_space import DiskWatcher, Room
 from raftstorage.node.lag import Lag
 from raftstorage.node.raft.types import Role
 from raftstorage.node.service.stalls import Stalls
+from raftstorage.proto.storage_pb2 import PackState
 
 if TYPE_CHECKING:
     from raftstorage.node.driver import Driver
@@ -133,6 +134,19 @@ class NodeMetrics:
             )
             for what in ("entries", "transactions", "bytes", "seconds")
         }
+        self.packs = {
+            what: Gauge(f"raftstorage_pack_{what}", help_, registry=registry)
+            for what, help_ in (
+                ("running", "1: the newest pack is not done here"),
+                ("done", "Of the newest pack's phase"),
+                ("total", "Of the newest pack's phase, 0: not known"),
+                ("removed_records", "By the newest pack, here"),
+                ("removed_objects", "By garbage collection, in the newest pack"),
+                ("removed_bytes", "By the newest pack, here"),
+                ("garbage_kept", "1: the newest pack could not tell its garbage from what is needed"),
+            )
+        }
+        self.pack_phase = Gauge("raftstorage_pack_phase", "1 for the newest pack's", ["phase"], registry=registry)
         self._server: WSGIServer | None = None
 
     def watch(self, driver: Driver, identity: NodeIdentity) -> None:
@@ -158,6 +172,15 @@ class NodeMetrics:
         self.queue_bytes.labels(name).set_function(lambda: measure().bytes)
         self.queue_items_bound.labels(name).set(bound.items)
         self.queue_bytes_bound.labels(name).set(bound.bytes)
+
+    def watch_packing(self, state: Callable[[], PackState]) -> None:
+        """Asks `state` at each scrape, in the page's thread."""
+        for what in ("done", "total", "removed_records", "removed_objects", "removed_bytes"):
+            self.packs[what].set_function(lambda what=what: getattr(state(), what))  # type: ignore[misc]
+        self.packs["running"].set_function(lambda: state().phase not in ("", "done"))
+        self.packs["garbage_kept"].set_function(lambda: bool(state().problem))
+        for phase in ("marking", "collecting", "removing", "done"):
+            self.pack_phase.labels(phase).set_function(lambda phase=phase: state().phase == phase)  # type: ignore[misc]
 
     def watch_disk(self, disk: DiskWatcher) -> None:
         gauge = disk.gauge

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from raftstorage.node.service.streams import HELLO_SECONDS
+from raftstorage.node.service.streams import HELLO_SECONDS, give_up
 from raftstorage.proto import raft_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # How long one attempt to connect may take, too: two round trips, and the other side's turn on a busy machine.
+    ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.enable_http_proxy", 0),
     # A peer whose machine vanished says nothing: two followers have nothing else to find out with.
@@ -119,8 +120,7 @@ class Dialer:
         try:
             await asyncio.wait({trial})
         except asyncio.CancelledError:
-            trial.cancel()
-            await asyncio.wait({trial})
+            await give_up(trial)
             raise
         finally:
             self._trial = None

@@ -13,7 +13,7 @@ from raftstorage.node.admission import Amount
 from raftstorage.node.raft.types import Message
 from raftstorage.node.service.codec import decode, encode, size_of
 from raftstorage.node.service.peer_hello import PeerInfo
-from raftstorage.node.service.streams import let_finish
+from raftstorage.node.service.streams import give_up, let_finish
 from raftstorage.proto import raft_pb2 as pb
 
 QUEUE_MESSAGES = 4096
@@ -141,9 +141,7 @@ class Link:
             await let_finish(writer)
         finally:
             self._owner.ended(self)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await give_up(*tasks)
         for task in done:
             task.result()
 

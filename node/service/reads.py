@@ -7,30 +7,31 @@ import heapq
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 from raftstorage.node.admission import Amount, Tally
-from raftstorage.node.engine.api import Engine, EngineError, Position, add_page
+from raftstorage.node.engine.api import Engine, EngineError, Packed
 from raftstorage.node.failures import failed
+from raftstorage.node.service import long_reads
+from raftstorage.node.service.long_reads import Steps, missing, packed_away
 from raftstorage.proto import storage_pb2 as pb
 
 log = logging.getLogger(__name__)
 
 Reply = Callable[[pb.Event], None]
-#: A read that takes more than one turn of the loop: yields after each, returns the answer.
-Steps = Generator[None, None, pb.Event]
 
 #: Calls that this module answers.
-CALLS = frozenset({"load_before", "load_serial", "history", "read_transactions", "size", "load_blob"})
+CALLS = frozenset(
+    {
+        "load_before", "load_serial", "load_many", "load_blob", "history", "read_transactions", "transaction_log",
+        "current_records", "size",
+    }
+)  # fmt: skip
 #: How long a replica may take to catch up with a read, in seconds.
 PATIENCE = 0.2
 #: Reads that may wait for that at once, and the bytes of their requests.
 MAX_PARKED = Amount(50_000, 32 << 20)
-PAGE_BYTES = 1 << 20
-MAX_PAGE_BYTES = 16 << 20
 BLOB_BYTES = 256 << 10
-#: How much of that is read before the loop has its turn again.
-SLICE_BYTES = 1 << 20
 
 
 class _Parked:
@@ -163,7 +164,9 @@ class Reads:
                 try:
                     revision = engine.load_before(oid, request.load_before.before)
                 except KeyError:
-                    return _missing(oid)
+                    return missing(oid)
+                except Packed as error:
+                    return packed_away(error, oid)
                 if revision is None:
                     return pb.Event(record=pb.Record())
                 if revision.data is None:
@@ -178,16 +181,22 @@ class Reads:
                 try:
                     data = engine.load_serial(wanted.oid, wanted.serial)
                 except KeyError:
-                    return _missing(wanted.oid)
+                    return missing(wanted.oid)
                 return pb.Event(record=pb.Record(data=data, serial=wanted.serial))
             case "load_blob":
                 return self._blob(request.load_blob)
             case "history":
-                return self._history(request.history)
+                return long_reads.history(engine, request.history)
             case "read_transactions":
-                return self._transactions(request.read_transactions)
+                return long_reads.transactions(engine, request.read_transactions)
+            case "transaction_log":
+                return long_reads.transaction_log(engine, request.transaction_log)
+            case "current_records":
+                return long_reads.current_records(engine, request.current_records)
+            case "load_many":
+                return long_reads.load_many(engine, request.load_many)
         size, objects = engine.approximate_size()
-        return pb.Event(size=pb.SizeReply(bytes=size, objects=objects))
+        return pb.Event(size=pb.SizeReply(bytes=size, objects=objects, packed=engine.packed))
 
     def _blob(self, asked: pb.LoadBlob) -> pb.Event:
         try:
@@ -195,48 +204,11 @@ class Reads:
                 asked.oid, asked.serial, asked.offset, asked.max_bytes or BLOB_BYTES
             )
         except KeyError:
-            return _missing(asked.oid)
+            return missing(asked.oid)
         return pb.Event(blob_data=pb.BlobData(data=data, size=size, crc32c=crc32c))
-
-    def _history(self, asked: pb.History) -> Steps:
-        try:
-            revisions, more = self._engine.history(asked.oid, asked.size)
-        except KeyError:
-            return _missing(asked.oid)
-        size = sum(each.ByteSize() for each in revisions)
-        while more and len(revisions) < asked.size and size < MAX_PAGE_BYTES:
-            yield
-            page, more = self._engine.history(asked.oid, asked.size - len(revisions), revisions[-1].tid)
-            revisions += page
-            size += sum(each.ByteSize() for each in page)
-        return pb.Event(history=pb.HistoryReply(revisions=revisions))
-
-    def _transactions(self, asked: pb.ReadTransactions) -> Steps:
-        left = min(asked.max_bytes or PAGE_BYTES, MAX_PAGE_BYTES)
-        transactions: list[pb.CommittedTransaction] = []
-        position: Position | None = Position(asked.start.rjust(8, b"\0"))
-        while position is not None and (left > 0 or position.skip):
-            tid, skip = position
-            size = SLICE_BYTES if skip else min(left, SLICE_BYTES)
-            page, after = self._engine.transactions(tid, asked.stop or None, size, skip)
-            if skip and len(page) > 1:  # the end of one that may be too large already, and others
-                page, after = page[:1], Position(page[1].tid)
-            left -= sum(each.ByteSize() for each in page)
-            too_large = left < 0 or (after is not None and after.skip > 0)
-            if too_large and transactions and not skip:
-                break  # it begins the next answer: more than was asked for is answered only when it is one
-            add_page(transactions, page, skip)
-            position = after
-            if position is not None:
-                yield
-        return pb.Event(transactions=pb.Transactions(transactions=transactions, more=position is not None))
 
 
 def _internal(call: str) -> pb.Event:
     """Where an exception is being handled."""
     log.exception("a read failed", extra={"call": call})
     return failed(pb.INTERNAL, "the node could not read; its log says why")
-
-
-def _missing(oid: bytes) -> pb.Event:
-    return failed(pb.NO_SUCH_OBJECT, "no such object or revision", oid)

@@ -23,6 +23,7 @@ from raftstorage.node.service.barriers import Barriers
 from raftstorage.node.service.gate import Gate, restored, weight
 from raftstorage.node.service.greeting import leader_message, welcome_message
 from raftstorage.node.service.metrics import NodeMetrics
+from raftstorage.node.service.packs import Packs
 from raftstorage.node.service.reads import CALLS, Reads
 from raftstorage.node.service.replies import Answer
 from raftstorage.node.service.session import ClientSession
@@ -60,7 +61,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
     """One for each node. Listens to the driver from the start; `close` ends all sessions.
 
     `clock`: seconds since the epoch; tids are near it. `bounds`: how much a leader takes on. `room`: of the disk.
-    `level()`: the feature level that the log may use now.
+    `level()`: the feature level that the log may use now. `work_clock`: seconds, for slices of work at packs.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         room: Callable[[], Room] = lambda: Room.AMPLE,
         versions: Versions = VERSIONS,
         level: Callable[[], int] = lambda: 0,
+        work_clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._driver = driver
         self._engine = driver.engine
@@ -101,18 +103,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         self._gate = Gate(driver, self._coordinator, limits, bounds, room, uploads)
         self._barriers = Barriers(driver)
         self._unready = Unready(Amount(limits.waiting_votes, UNREADY_BYTES))
-        queues.watch(
-            metrics,
-            driver,
-            self._coordinator,
-            self._sessions,
-            self._reads,
-            self._barriers,
-            self._unready,
-            uploads,
-            limits,
-            bounds,
-        )
+        watched = (self._sessions, self._reads, self._barriers, self._unready, uploads)
+        queues.watch(metrics, driver, self._coordinator, *watched, limits, bounds)
         self._tick_handle: asyncio.TimerHandle | None = None
         self._stopping = False
         driver.on_applied.append(self._applied)
@@ -120,6 +112,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         driver.on_ready.append(self._ready)
         driver.on_membership.append(lambda membership: self._tell_leader())
         driver.on_installed.append(self._installed)
+        self._packs = Packs(driver, level, clock, self._damage_is_fatal, work_clock)
+        metrics.watch_packing(self.pack_state)
 
     async def close(self) -> None:
         """Ends every session with UNAVAILABLE and returns when they are gone.
@@ -127,12 +121,17 @@ class StorageService(storage_pb2_grpc.StorageServicer):
         A client that takes nothing does not hear of it: the server's own end is for that one.
         """
         self._stopping = True
+        self._packs.close()
         for session in self._sessions:
             session.end(grpc.StatusCode.UNAVAILABLE, "the node is going down")
         if self._handlers:
             await asyncio.wait(self._handlers, timeout=2 * WRITE_SECONDS)
         if self._tick_handle is not None:
             self._tick_handle.cancel()
+
+    def pack_state(self) -> pb.PackState:
+        """How far this node's newest pack is."""
+        return self._packs.packer.state()
 
     # ---- what the driver tells -----------------------------------------------------------------------
 
@@ -332,6 +331,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 answer(pb.Event(failure=problem))
             elif call in CALLS:
                 return self._reads.read(request, call, _now(), answer)
+            elif call == "pack_progress":
+                answer(pb.Event(pack=self.pack_state()))
             elif call == "read_barrier":
                 self._barriers.ask(session, answer)
             else:
@@ -379,6 +380,8 @@ class StorageService(storage_pb2_grpc.StorageServicer):
                 answer(pb.Event(aborted=pb.Aborted()))
             case "allocate_oids":
                 self._coordinator.allocate_oids(request.allocate_oids.count, answer)
+            case "pack":
+                self._packs.ask(request.pack, answer)
             case "blob_chunk":
                 self._transacting.chunk(session, request.blob_chunk, answer)
             case _:

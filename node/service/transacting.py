@@ -111,7 +111,7 @@ class Transacting:
             parts = gathered
         else:
             self._gatherer.drop(session, identity)
-        parsed = self._known(parse_transaction(body, self._limits))
+        parsed = self._known(parse_transaction(body, self._limits, self._level()))
         if parts is not None and isinstance(parsed, pb.Transaction):
             parsed = self._rest(parts, parsed, len(body)) or parsed
         if isinstance(parsed, pb.Failure):
@@ -135,7 +135,7 @@ class Transacting:
         most = self._limits.max_transaction_bytes
         if parts.size + size > most:
             return failure(pb.TOO_LARGE, f"the transaction has {parts.size + size} bytes; {most} are allowed")
-        return parts.complete(rest, size)
+        return parts.complete(rest, size, self._level())
 
     def aborted(self, session: object, identity: bytes) -> None:
         self._gatherer.drop(session, identity)

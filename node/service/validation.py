@@ -10,6 +10,7 @@ import google_crc32c
 from google.protobuf.message import DecodeError
 from raftstorage.node.admission import Amount
 from raftstorage.node.failures import failure
+from raftstorage.node.parts import History
 from raftstorage.node.tids import LAST_GIVEN
 from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL, PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
@@ -18,6 +19,9 @@ from raftstorage.proto.versions import Range, agreed, named, spoken
 #: Longest user, description and extension.
 TEXT_BYTES = 64 << 10
 MAX_HISTORY = 10_000
+#: Objects that are asked for at once, and those that come with them.
+MAX_MANY = 1000
+MAX_FOLLOW = 10_000
 MAX_OIDS = 10_000
 MAX_CHECKS = 1_000_000
 MAX_BATCH = 1024
@@ -76,6 +80,23 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             if not 1 <= history.size <= MAX_HISTORY:
                 return invalid(f"size {history.size} is not between 1 and {MAX_HISTORY}")
             return _tids(history.at_least) or _eight("oid", history.oid)
+        case "load_many":
+            many = request.load_many
+            if not 1 <= len(many.oids) <= MAX_MANY or many.follow > MAX_FOLLOW:
+                return invalid(f"1 to {MAX_MANY} oids and {MAX_FOLLOW} records can be had at once")
+            if any(len(oid) != 8 for oid in many.oids):
+                return invalid("each oid must have 8 bytes")
+            return _tids(many.at_least) or _eight("before", many.before)
+        case "current_records":
+            current = request.current_records
+            if len(current.start) not in (0, 8):
+                return invalid("start must be an oid, or empty")
+            return _tids(current.before, current.at_least)
+        case "transaction_log":
+            heads = request.transaction_log
+            if not 1 <= heads.count <= MAX_HISTORY:
+                return invalid(f"count {heads.count} is not between 1 and {MAX_HISTORY}")
+            return _tids(heads.before, heads.at_least)
         case "read_transactions":
             page = request.read_transactions
             return _tids(page.start, page.stop, page.at_least)
@@ -101,7 +122,12 @@ def check_request(request: pb.Request) -> pb.Failure | None:
             if blob.max_bytes > MAX_BLOB_READ:
                 return invalid(f"max_bytes {blob.max_bytes} is not between 0 and {MAX_BLOB_READ}")
             return _tids(blob.at_least) or _eight("oid", blob.oid) or _eight("serial", blob.serial)
-        case "read_barrier" | "size":
+        case "pack":
+            pack = request.pack
+            if len(pack.pack_id) != 16:
+                return invalid(f"a pack's id must have 16 bytes, not {len(pack.pack_id)}")
+            return _eight("tid", pack.tid) if any(pack.tid) else invalid("a pack needs a tid")
+        case "read_barrier" | "size" | "pack_progress":
             return None
     return invalid("a call that this node does not know")
 
@@ -130,8 +156,8 @@ def fits(hello: pb.Hello, cluster_id: str, speaks: Range) -> pb.Failure | None:
     return None
 
 
-def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
-    """The Transaction in `body`, or why it is refused."""
+def parse_transaction(body: bytes, limits: SessionLimits, level: int) -> pb.Transaction | pb.Failure:
+    """The Transaction in `body`, or why it is refused. `level`: the cluster's feature level."""
     if len(body) > limits.max_transaction_bytes:
         return failure(
             pb.TOO_LARGE, f"the transaction has {len(body)} bytes; {limits.max_transaction_bytes} are allowed"
@@ -142,7 +168,13 @@ def parse_transaction(body: bytes, limits: SessionLimits) -> pb.Transaction | pb
         return invalid("the transaction is not a serialized Transaction")
     if any(record.more for record in transaction.records):
         return invalid("only a part's last record may go on in the next one")
-    return _check_transaction(transaction, limits) or transaction
+    problem = _check_transaction(transaction, limits)
+    if problem is None and not transaction.tid:
+        history = History()
+        for record in transaction.records:
+            history.note(record)
+        problem = history.problem(level)
+    return problem or transaction
 
 
 def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failure:
@@ -158,12 +190,10 @@ def parse_part(body: bytes, limits: SessionLimits) -> pb.Transaction | pb.Failur
         return invalid(f"a part of {objects} objects in {len(body)} bytes: it holds more than it may")
     if any(record.more for record in parsed.records[:-1]):
         return invalid("only a part's last record may go on in the next one")
-    return _check_transaction(parsed, limits, part=True) or parsed
+    return _check_transaction(parsed, limits) or parsed
 
 
-def _check_transaction(
-    transaction: pb.Transaction, limits: SessionLimits, part: bool = False
-) -> pb.Failure | None:
+def _check_transaction(transaction: pb.Transaction, limits: SessionLimits) -> pb.Failure | None:
     for name in ("user", "description", "extension"):
         if len(getattr(transaction, name)) > TEXT_BYTES:
             return invalid(f"{name} is longer than {TEXT_BYTES} bytes")
@@ -186,13 +216,12 @@ def _check_transaction(
             return failure(pb.TOO_LARGE, message, oid)
         if oid in seen:
             return invalid("an oid is stored twice", oid)
-        restoring = part or transaction.tid  # of a part: shows in the rest
         if record.HasField("blob") and not _fits(record):
             return invalid(
                 "a blob has an upload id of 16 bytes or a serial of 8, and goes with a record's end", oid
             )
-        if record.no_data and (not restoring or record.data or record.more):
-            return invalid("no_data is for restoring, and comes without data", oid)
+        if record.no_data and (record.data or record.more):
+            return invalid("no_data comes without data", oid)
         seen.add(oid)
     seen.clear()
     for check in transaction.checks:

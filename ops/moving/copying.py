@@ -53,7 +53,7 @@ def copy(
     if outcome.had > outcome.last:
         raise CommandError(
             f"{target.name} has transactions up to {outcome.had.hex()}, {source.name} only up to "
-            f"{outcome.last.hex()}: it is no earlier state of it",
+            f"{outcome.last.hex()}: it is no earlier state of it. Nothing was written",
             2,
         )
     if outcome.had != Z64:

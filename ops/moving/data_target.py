@@ -31,6 +31,8 @@ def data_target(path: Path, blob_dir: Path | None) -> Iterator[Target]:
         return
     partial = path.with_name(path.name + ".part")
     written = False
+    if partial.exists():
+        _cut(partial)
     try:
         with _open(partial, blob_dir) as target:
             yield target
@@ -56,11 +58,33 @@ def _must_be_sound(path: Path) -> None:
         raise CommandError(f"{path} is damaged {damage[0]}. It was left alone", 2)
 
 
+class _FileTarget(Target):
+    def __init__(self, path: Path, storage: FileStorage) -> None:
+        super().__init__(str(path), storage)
+        self._path = path
+        with DataFile(path) as file:
+            self.packed = file.heads()[1]
+
+    def last(self) -> bytes:
+        # A FileStorage that cut an unfinished transaction off still gives that one's tid.
+        with DataFile(self._path) as file:
+            return file.heads()[0]
+
+
 def _open(path: Path, blob_dir: Path | None) -> Target:
     try:
-        return Target(str(path), FileStorage(str(path), blob_dir=None if blob_dir is None else str(blob_dir)))
+        return _FileTarget(path, FileStorage(str(path), blob_dir=None if blob_dir is None else str(blob_dir)))
     except LockError:
         raise CommandError(f"{path} is in use by another process", 1) from None
+
+
+def _cut(partial: Path) -> None:
+    """Takes off what an export that broke off did not finish."""
+    with DataFile(partial) as file:
+        file.heads()
+        damage = file.damage
+    if damage and damage[-1].offset + damage[-1].size == file.size:
+        os.truncate(partial, damage[-1].offset)
 
 
 def _is_empty(partial: Path) -> bool:

@@ -21,24 +21,22 @@ class Bars:
     """One below the other, one for each step."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
+        self._console = console
+
+    @contextmanager
+    def bytes(self, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
+        """A function to call with so many bytes more. `total`: about so many in all; None: nobody knows."""
+        progress = Progress(
+            TextColumn("{task.description:10}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
+            console=self._console,
         )
-
-    @contextmanager
-    def bytes(self, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
-        """A function to call with so many bytes more. `total`: about so many in all; None: nobody knows."""
-        self._progress.start()
-        task = self._progress.add_task(title, total=total)
-        try:
-            yield lambda count: self._progress.advance(task, count)
-            done = self._progress.tasks[task].completed
-            self._progress.update(task, total=done, completed=done)
-        finally:
-            self._progress.stop()
+        with progress:
+            task = progress.add_task(title, total=total)
+            yield lambda count: progress.advance(task, count)
+            done = progress.tasks[task].completed
+            progress.update(task, total=done, completed=done)

@@ -4,8 +4,8 @@
 
 The nodes are warm first: a blob of `--warm` MiB has filled RocksDB's memory tables and block cache and the log's
 buffers, which are there with or without blobs. Then, of each node, the most memory in use above that: while the
-blob goes in, while every node is asked for all of it, and, with `--strike`, while a follower that missed another one
-comes back. Exit status 1 when one took more than 64 MiB. The latencies mean something on a quiet machine only.
+blob goes in, while every node is asked for all of it, and, with `--strike`, while a follower that missed another
+one comes back. Exit status 1 when one took more than 64 MiB. The latencies mean something on a quiet machine only.
 """
 
 from __future__ import annotations

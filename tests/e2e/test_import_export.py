@@ -160,7 +160,8 @@ def test_the_package_index_goes_in_is_read_whole_and_comes_out_equal(
     path, count = index
     done = raftstorage("import", str(path), "--to", cluster.addresses)
     assert done.returncode == 0
-    assert "imported and compared" in done.stdout
+    assert "imported: " in done.stdout
+    assert "compared: " in done.stdout
 
     follower = (cluster.leader(timeout=30) + 1) % 3
 
@@ -213,15 +214,16 @@ def test_import_and_export_refuse_what_would_destroy_something(
     assert "is empty" in empty.stderr
 
     assert raftstorage("import", str(path), "--to", cluster.addresses).returncode == 0
-    again = raftstorage("import", str(path), "--to", cluster.addresses)
+    other = small_file(disk_directory / "other.fs")
+    again = raftstorage("import", str(other), "--to", cluster.addresses)
     assert again.returncode == 2
-    assert "not empty" in again.stderr
+    assert "is not empty, and no earlier state of" in again.stderr
 
-    before = path.read_bytes()
-    over = raftstorage("export", str(path), "--from", cluster.addresses)
+    before = other.read_bytes()
+    over = raftstorage("export", str(other), "--from", cluster.addresses)
     assert over.returncode == 2
-    assert "exists already" in over.stderr
-    assert path.read_bytes() == before
+    assert "no earlier state of" in over.stderr
+    assert other.read_bytes() == before
 
     out = disk_directory / "out.fs"
     assert raftstorage("export", str(out), "--from", cluster.addresses).returncode == 0
@@ -236,3 +238,130 @@ def test_nobody_there_is_one_line(disk_directory: Path) -> None:
     status = raftstorage("status", "--addresses", "127.0.0.1:1", "--timeout", "1")
     assert status.returncode == 1
     assert "no node answers" in status.stdout
+
+
+# ---- breaking off ----------------------------------------------------------------------------------------------
+
+
+def long_file(path: Path, transactions: int) -> Path:
+    db = ZODB.DB(FileStorage(str(path)))
+    for n in range(transactions):
+        with db.transaction(note=f"number {n}") as connection:
+            connection.root()[n % 50] = PersistentMapping(data="x" * 3000)
+    db.close()
+    return path
+
+
+def test_an_import_whose_client_is_killed_goes_on(
+    cluster: LocalCluster, disk_directory: Path, wait_for: Callable[..., Any]
+) -> None:
+    from raftstorage.client import ClientStorage
+
+    path = long_file(disk_directory / "long.fs", 1500)
+    storage = ClientStorage(cluster.addresses, consistency="linearizable")
+    with subprocess.Popen(
+        [sys.executable, "-m", "raftstorage.ops.cli", "import", str(path), "--to", cluster.addresses],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+
+        def begun() -> int:
+            storage.sync()
+            return sum(1 for _ in storage.iterator()) if storage.lastTransaction() != b"\0" * 8 else 0
+
+        wait_for(lambda: begun() > 20, "some transactions that came over", timeout=60)
+        process.kill()
+    count = begun()
+    storage.close()
+    assert 20 < count < 1501
+    cluster.kill(cluster.leader(timeout=30))
+
+    done = raftstorage("import", str(path), "--to", cluster.addresses, "--verify")
+    assert done.returncode == 0
+    assert f"imported: {1501 - count} transactions" in done.stdout
+    assert "compared: 1501 transactions" in done.stdout
+
+
+def test_a_cluster_without_room_says_so_and_goes_on_later(
+    start_cluster: Callable[..., LocalCluster], disk_directory: Path
+) -> None:
+    path = long_file(disk_directory / "long.fs", 50)
+    cluster = start_cluster(disk_reserve_bytes=1 << 60)
+    done = raftstorage("import", str(path), "--to", cluster.addresses, "--wait-timeout", "3")
+    assert done.returncode == 1
+    assert "StorageFull" in done.stderr
+    assert done.stderr.count("raftstorage: ") == 1
+
+
+def test_a_target_without_room_is_gone_on_with(cluster: LocalCluster, disk_directory: Path) -> None:
+    path, out = long_file(disk_directory / "long.fs", 400), disk_directory / "out.fs"
+    assert raftstorage("import", str(path), "--to", cluster.addresses).returncode == 0
+    limited = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+        "from raftstorage.ops.cli import app\n"
+        "app(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "export", str(out), "--from", cluster.addresses],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    print(done.stderr)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    partial = disk_directory / "out.fs.part"
+    came = sum(1 for _ in FileIterator(str(partial)))
+    assert 0 < came < 401
+    done = raftstorage("export", str(out), "--from", cluster.addresses)
+    assert done.returncode == 0
+    assert f"exported: {401 - came} transactions" in done.stdout
+    assert list(transactions(out)) == list(transactions(path))
+    assert [each.name for each in disk_directory.glob("out*")] == ["out.fs"]
+
+
+def test_damage_is_told_by_offset_and_by_the_exit_status(cluster: LocalCluster, disk_directory: Path) -> None:
+    path = long_file(disk_directory / "long.fs", 30)
+    offsets = [each._tpos for each in FileIterator(str(path))]
+    data = bytearray(path.read_bytes())
+    data[offsets[10] : offsets[10] + 50] = bytes(50)
+    path.write_bytes(data)
+    done = raftstorage("import", str(path), "--to", cluster.addresses)
+    assert done.returncode == 3
+    assert "imported: 30 transactions" in done.stdout
+    assert f"left out: at {offsets[10]}: " in done.stderr
+    assert done.stderr.count("left out: ") == 1
+
+
+# ---- other storages --------------------------------------------------------------------------------------------
+
+
+def test_a_zeo_server_comes_in_and_goes_out(cluster: LocalCluster, disk_directory: Path) -> None:
+    import ZEO
+
+    path = long_file(disk_directory / "long.fs", 100)
+    address, stop = ZEO.server(str(path), threaded=False)
+    try:
+        config = disk_directory / "zeo.conf"
+        config.write_text(f"%import ZEO\n<clientstorage>\n server {address[0]}:{address[1]}\n</clientstorage>\n")
+        done = raftstorage("import", str(config), "--to", cluster.addresses)
+        assert done.returncode == 0
+        assert "imported: 101 transactions" in done.stdout
+        assert "compared: 101 transactions" in done.stdout
+        uri = f"zeo://{address[0]}:{address[1]}?wait_timeout=10"
+        assert raftstorage("import", uri, "--to", cluster.addresses, "--verify").returncode == 0
+    finally:
+        stop()
+
+    target = disk_directory / "target.fs"
+    address, stop = ZEO.server(str(target), threaded=False)
+    try:
+        done = raftstorage("export", f"zeo://{address[0]}:{address[1]}", "--from", cluster.addresses)
+        assert done.returncode == 0
+    finally:
+        stop()
+    assert list(transactions(target)) == list(transactions(path))

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.simulation.campaign import Campaign
-from tests.simulation.faults import CRASH_POINTS, KINDS, SCENES
+from tests.simulation.faults import CRASH_POINTS, KINDS, PACK_POINTS, SCENES
 from tests.simulation.mutants import BY_NAME, FOCUS, MUTANTS
 from tests.simulation.shrink import shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
@@ -97,11 +97,12 @@ def _run(numbers: range, jobs: int, stop_after: int, mutant: str, only: Sequence
         console.rule(f"seed {seed}, shrunk")
         for line in tell(shrink(Plan.draw(seed, only), result.failure)):
             console.out(line, highlight=False)
-    never = [point for point in CRASH_POINTS if not struck[point]]
+    points = (*CRASH_POINTS, *PACK_POINTS)
+    never = [point for point in points if not struck[point]]
     console.print(
         f"{done} seeds from {numbers.start} in {time.monotonic() - began:.0f} s: {len(failed)} failed; "
         + ", ".join(f"{count:,} {name}" for name, count in totals.items())
-        + f"; {struck.total():,} crashes at {len(CRASH_POINTS) - len(never)} of {len(CRASH_POINTS)} points"
+        + f"; {struck.total():,} crashes at {len(points) - len(never)} of {len(points)} points"
         + (f" (never {', '.join(never)})" if never else ""),
         highlight=False,
     )

@@ -34,10 +34,14 @@ def crc(data: bytes) -> int:
 class Ledger:
     """What clients wanted to have: bytes by a commit's identity and oid; revisions that were acknowledged.
 
-    `clocks_jump`: an upload may end at any moment. Else one that is whole can only be refused by who lags.
+    `leads(address)`: is that node the leader, and nobody newer? `clocks_jump`: uploads may end at any moment. Else
+    one that is whole can only be refused by a leader that was deposed and does not know.
+    `packed`: revisions up to this tid may be packed away, or collected.
     """
 
+    leads: Callable[[str], bool]
     clocks_jump: bool = False
+    packed: bytes = b""
     wanted: dict[bytes, dict[bytes, bytes]] = field(default_factory=dict)
     revisions: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
     uploads: int = 0
@@ -105,7 +109,7 @@ class BlobWork:
             await self._read(oid, tid, data)
         elif revisions and self._rng.random() < 0.2:
             (oid, tid), data = self._rng.choice(list(revisions.items()))
-            await self._commit(oid, data, pb.Blob(same_as=tid), whole=True)
+            await self._commit(oid, data, pb.Blob(same_as=tid), whole=tid > self._ledger.packed)
         else:
             await self._upload()
 
@@ -146,12 +150,12 @@ class BlobWork:
         except Refused as refused:
             if refused.failure.reason != pb.NO_UPLOAD:
                 raise
-            # A vote may have been asked of a leader that was deposed, and did not know: who lags has less.
-            if whole and one_phase and not self._ledger.clocks_jump:
+            known = one_phase or self._ledger.leads(refused.address)
+            if whole and known and not self._ledger.clocks_jump:
                 raise Violation(f"{self._client.name} is refused a blob that was whole: {refused}") from None
             self._ledger.ended += whole
             raise
-        if not whole:
+        if not whole and not blob.same_as:
             raise Violation(f"{self._client.name} has a blob committed of which bytes are missing")
         self._ledger.revisions[oid, tid] = data
 
@@ -162,7 +166,12 @@ class BlobWork:
         while True:
             asked = pb.LoadBlob(oid=oid, serial=tid, offset=len(found), max_bytes=size, at_least=tid)
             read = self._client.replicas.read(Call("load_blob", asked), tid, READ_SECONDS)
-            event, address = await self._client.flow(read)
+            try:
+                event, address = await self._client.flow(read)
+            except Refused as refused:
+                if refused.failure.reason == pb.NO_SUCH_OBJECT and tid > self._ledger.packed:
+                    raise Violation(f"there is no blob of {oid.hex()} at {tid.hex()}: {refused}") from None
+                raise
             piece = event.blob_data
             found += piece.data
             if (piece.size, piece.crc32c) != (len(data), crc(data)) or not data.startswith(found):

@@ -13,7 +13,7 @@ from tests.simulation.mutants import BY_NAME
 from tests.simulation.simulation import Plan, Result, Simulation
 
 #: A process is replaced after so many tasks: what asyncio keeps of abandoned loops would add up.
-TASKS = 100
+TASKS = 200
 SEEDS_IN_A_TASK = 4
 
 Results = list[tuple[int, Result]]
@@ -44,12 +44,20 @@ class Campaign:
     def run(
         self, seeds: Sequence[int], mutant: str = "", only: Sequence[str] = ()
     ) -> Iterator[tuple[int, Result]]:
-        """(seed, result), in the order of `seeds`. Who stops taking them stops the rest."""
+        """(seed, result), in the order of `seeds`. Who stops taking them stops the rest.
+
+        With a mutant, which most likely is caught soon, few runs are begun ahead, for nothing.
+        """
+        at_once, ahead = (1, self._jobs) if mutant else (SEEDS_IN_A_TASK, 2 * self._jobs)
         running: deque[Future[Results]] = deque()
-        for start in range(0, len(seeds), SEEDS_IN_A_TASK):
-            some = seeds[start : start + SEEDS_IN_A_TASK]
-            running.append(self._pool.submit(run_seeds, some, mutant, only))
-            if len(running) > 2 * self._jobs:
+        try:
+            for start in range(0, len(seeds), at_once):
+                some = seeds[start : start + at_once]
+                running.append(self._pool.submit(run_seeds, some, mutant, only))
+                if len(running) > ahead:
+                    yield from running.popleft().result()
+            while running:
                 yield from running.popleft().result()
-        for future in running:
-            yield from future.result()
+        finally:
+            for future in running:
+                future.cancel()

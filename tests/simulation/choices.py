@@ -6,7 +6,7 @@ No client in here: it says what to read, and what a transaction makes of what it
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TypeAlias
@@ -19,7 +19,7 @@ LISTS = 3
 REGISTERS = 4
 
 Values: TypeAlias = dict[bytes, Value]
-Change: TypeAlias = Callable[[Values], dict[bytes, bytes]]
+Change: TypeAlias = Callable[[Values], Mapping[bytes, bytes | None]]
 
 
 @dataclass

@@ -25,8 +25,9 @@ from raftstorage.proto import storage_pb2 as pb
 from tests.simulation.choices import Change
 from tests.simulation.history import Commit, History, Opened, Read, Told
 from tests.simulation.network import Network
+from tests.simulation.records import unwrap
 from tests.simulation.transaction import Transaction
-from tests.simulation.world import SimLoop, World
+from tests.simulation.world import SimLoop, Violation, World
 
 READ_SECONDS = 3.0
 LEAD_SECONDS = 3.0
@@ -92,9 +93,10 @@ class Outcome:
 class Refused(Exception):
     """The cluster's definite no."""
 
-    def __init__(self, failure: pb.Failure) -> None:
+    def __init__(self, failure: pb.Failure, address: str = "") -> None:
         super().__init__(f"{pb.Reason.Name(failure.reason)}: {failure.message}")
         self.failure = failure
+        self.address = address  # whose no it is
 
 
 class SimClient:
@@ -136,6 +138,7 @@ class SimClient:
         entries, remembered = rng.choice(((0, 2), (0, 2), (10, 1), (100, 4), (100, 50), (1000, 1000)))
         self.cache = RecordCache(entries * (OVERHEAD_BYTES + 50), remembered)
         self.feed.on_change = self.cache.invalidate
+        self.feed.on_missed = self.cache.missed
         self._oids: list[bytes] = []
         self._opened = False
         self.in_parts = 0  # transactions that were acknowledged
@@ -153,7 +156,7 @@ class SimClient:
                 self.world.errors.append(f"{self.name} is refused what is right: {event.failure.message}")
             if event.failure.reason == pb.STORAGE_FULL and reading:
                 self.world.errors.append(f"{self.name} is refused a read for a full disk")
-            raise Refused(event.failure)
+            raise Refused(event.failure, address)
         return event, address
 
     def _check_order(self, event: pb.Event) -> None:
@@ -197,12 +200,17 @@ class SimClient:
         except Refused as refused:
             if refused.failure.reason == pb.NO_SUCH_OBJECT:
                 return None
+            if refused.failure.reason == pb.PACKED:
+                self.history.packed.add(refused.failure.serial)
+                if refused.failure.serial <= snapshot:
+                    raise Violation(f"{self.name} at {snapshot.hex()} hears of a pack that took nothing") from None
             raise
         record = event.record
         if not record.serial:
             return None
-        self.cache.store(oid, record.data, record.serial, record.next_serial or None, snapshot)
-        return record.data, record.serial
+        data = unwrap(record.data)
+        self.cache.store(oid, data, record.serial, record.next_serial or None, snapshot)
+        return data, record.serial
 
     async def new_oid(self) -> bytes:
         if not self._oids:
@@ -243,7 +251,7 @@ class SimClient:
         values = dict(await self.read([*oids, *checks], linearizable=False))
         snapshot = self.feed.last
         begun = self.world.now
-        work = Transaction(self.rng.randbytes(16), self.name, change, values, checks, self.part_bytes, blobs)
+        work = Transaction(self.rng.randbytes(16), self.name, change, values, checks, self.part_bytes, blobs or {})
         began(work.identity)
 
         def record(outcome: Any, tid: bytes | None = None) -> None:
@@ -279,7 +287,8 @@ class SimClient:
             raise
         self.feed.finish(tid, lambda own: self._told(own, list(work.writes)), 0.0)
         for oid, data in work.writes.items():
-            self.cache.store(oid, data, tid, None, tid)
+            if data is not None:
+                self.cache.store(oid, data, tid, None, tid)
         return tid
 
     async def _vote(self, work: Transaction) -> str:

@@ -60,6 +60,8 @@ SNAPSHOT_POINTS = (
 )
 #: Parts of the names of points that a run may pass once, or never: a crash there strikes at the first chance.
 RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
+#: Before and behind each bit of what packs have removed; struck in runs with packs.
+PACK_POINTS = ("before pack step", "after pack step")
 MOST_CLIENTS = 4
 MEMBERSHIP = "change the members at"
 HAND_OVER = "hand over the leadership of"
@@ -104,6 +106,21 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
         kind = rng.choices(mix, weights)[0]
         scene = SCENES[kind](rng, at, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
         found += [each for each in scene if each.kind != "flip a bit of" or each.nodes[0] not in spared]
+
+
+def strike_at_removals(rng: random.Random, seconds: float) -> list[Fault]:
+    """Crashes beside the faults of a run: at some nodes, when they remove what a pack has taken."""
+    return [
+        Fault(
+            rng.uniform(0.0, seconds),
+            rng.choice(("kill at a point", "cut the power of at a point")),
+            rng.choice(((), (LEADER,))),
+            rng.choice((0.002, 0.2, 1.0)),
+            rng.choice(PACK_POINTS),
+            rng.randrange(4),
+        )
+        for _ in range(rng.randrange(1, 4))
+    ]
 
 
 def _while(rng: random.Random, long: float = 3.0) -> float:

@@ -63,7 +63,7 @@ class Commit:
     begun: float
     ended: float | None
     snapshot: bytes
-    writes: Mapping[bytes, bytes]
+    writes: Mapping[bytes, bytes | None]
     bases: Mapping[bytes, bytes]
     checks: Mapping[bytes, bytes]
     outcome: Outcome
@@ -72,11 +72,11 @@ class Commit:
 
 @dataclass(frozen=True)
 class Committed:
-    """A transaction as the cluster has it when all faults are over."""
+    """A transaction as the cluster has it when all faults are over. Data None: the object was deleted."""
 
     tid: bytes
     identity: bytes
-    records: Mapping[bytes, bytes]
+    records: Mapping[bytes, bytes | None]
 
 
 Event: TypeAlias = Opened | Told | Read | Commit
@@ -84,9 +84,10 @@ Event: TypeAlias = Opened | Told | Read | Commit
 
 @dataclass
 class History:
-    """`events` in the order in which they ended, over all clients."""
+    """`events` in the order in which they ended, over all clients. `packed`: tids that reads were refused for."""
 
     events: list[Event] = field(default_factory=list)
+    packed: set[bytes] = field(default_factory=set)
 
     def commits(self) -> Sequence[Commit]:
         return [event for event in self.events if isinstance(event, Commit)]

@@ -191,6 +191,7 @@ class SimNode:
             bounds=self.bounds,
             room=lambda: disk.room,
             level=lambda: HISTORY_LEVEL,
+            work_clock=Uneven(self),
         )
         self.service._transacting.uploads.expire_seconds = EXPIRE_SECONDS
         self.driver.on_applied.append(self._applied)

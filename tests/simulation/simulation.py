@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 from raftstorage.node.engine.api import EngineError
+from raftstorage.node.engine.reading import LAST
 
 from tests.simulation.blobs import Ledger, jumps
 from tests.simulation.breaker import Breaker
@@ -16,12 +17,14 @@ from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
 from tests.simulation.drill import fill_disks
-from tests.simulation.faults import MOST_CLIENTS, Fault, draw
-from tests.simulation.history import Committed, History
+from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_removals
+from tests.simulation.history import History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
 from tests.simulation.operator import Operator
+from tests.simulation.packs import Replay, check_left
 from tests.simulation.scarcity import Scarcity
+from tests.simulation.shelves import Shelves
 from tests.simulation.watcher import Watcher
 from tests.simulation.workload import Workload
 from tests.simulation.world import Violation, World
@@ -46,9 +49,10 @@ class Plan:
     pause: float
     weather: Weather
     faults: tuple[Fault, ...]
+    blobs: float = 0.0  # share of transactions
     #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
     part_bytes: int = 0
-    blobs: float = 0.0  # share of transactions
+    packs: float = 0.0  # likewise, of such that make garbage, or pack
 
     @classmethod
     def draw(cls, seed: int | str, only: Sequence[str] = ()) -> Plan:
@@ -68,8 +72,22 @@ class Plan:
         clients = rng.randrange(2, MOST_CLIENTS + 1)
         pause = rng.choice((0.01, 0.03, 0.1))
         blobs = rng.choice((0.0, 0.15, 0.6))
+        packs = rng.choice((0.0, 0.1, 0.4))
+        if packs and rng.random() < 0.7:
+            faults += strike_at_removals(rng, seconds)
         part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
-        return cls(str(seed), nodes, clients, seconds, pause, weather, tuple(faults), part_bytes, blobs)
+        return cls(
+            str(seed),
+            nodes,
+            clients,
+            seconds,
+            pause,
+            weather,
+            tuple(faults),
+            blobs,
+            part_bytes=part_bytes,
+            packs=packs,
+        )
 
 
 @dataclass(frozen=True)
@@ -87,10 +105,12 @@ class Result:
     struck: Counter[str]
     changes: int
     snapshots: int
-    in_parts: int
     uploads: int
     blobs: int
     ended: int
+    in_parts: int
+    packs: int
+    collected: int
 
     def totals(self) -> dict[str, int]:
         """What adds up over many runs."""
@@ -102,10 +122,12 @@ class Result:
             "reads": self.reads,
             "membership changes": self.changes,
             "snapshots installed": self.snapshots,
-            "acknowledged in parts": self.in_parts,
             "uploads": self.uploads,
             "blobs committed": self.blobs,
             "uploads that ended although they were wanted": self.ended,
+            "acknowledged in parts": self.in_parts,
+            "packs": self.packs,
+            "objects collected": self.collected,
         }
 
 
@@ -128,9 +150,12 @@ class Simulation:
             for n in range(plan.clients)
         ]
         clocks = [fault.number for fault in plan.faults if fault.kind == "set the clock of"]
-        self.ledger = Ledger(jumps(clocks))
+        self.ledger = Ledger(self._leads, jumps(clocks), LAST if plan.packs else b"")
+        self.shelves = Shelves(collect=not plan.blobs)
+        self.replay = Replay(lambda identity: self._sound()[0].engine.transaction_tid(identity))
         self.workloads = [
-            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs) for c in self.clients
+            Workload(self.world, c, self.objects, plan.pause, self.ledger, plan.blobs, self.shelves, plan.packs)
+            for c in self.clients
         ]
         names = [client.name for client in self.clients]
         self.breaker = Breaker(self.world, self.network, self.nodes, names)
@@ -169,10 +194,12 @@ class Simulation:
             self.watcher.struck,
             self.operator.changes,
             self.watcher.snapshots,
-            sum(client.in_parts for client in self.clients),
             self.ledger.uploads,
             len(self.ledger.revisions),
             self.ledger.ended,
+            sum(client.in_parts for client in self.clients),
+            len(self.replay.packed),
+            len(self.replay.collected),
         )
 
     def _run(self) -> None:
@@ -241,6 +268,12 @@ class Simulation:
         if not done:
             raise Violation(otherwise)
 
+    def _leads(self, address: str) -> bool:
+        """In the newest term that anybody leads, and ready."""
+        term, node_id = max(self.watcher.leaders.items())
+        node = self.nodes[node_id]
+        return node.address == address and node.up and node.driver.is_ready_leader and node.driver.term == term
+
     def _sound(self) -> Sequence[SimNode]:
         """Who must come together: members that can start. One that the leader has let in may never have heard."""
         members = self.watcher.members.newest.ids
@@ -254,19 +287,28 @@ class Simulation:
             return False
         last = {node.wal.last_index() for node in nodes}
         applied = {node.engine.applied_index for node in nodes}
-        return len(last) == 1 and last == applied
+        removing = any(node.engine.pack_state().phase not in ("", "done") for node in nodes)
+        return len(last) == 1 and last == applied and not removing
 
     def _check_history(self) -> None:
-        engine = self._sound()[0].engine
+        replay = self.replay
+        replay.run(self.watcher.committed)
         try:
-            transactions = everything(engine)
             for node in self._sound():
+                transactions = everything(node.engine)
+                check_left(replay, node.name, transactions)
                 self.ledger.check(node.engine, transactions)
         except EngineError as error:
             raise Violation(f"the database cannot be read: {error}") from error
-        truth = [
-            Committed(each.tid, each.description, {record.oid: record.data for record in each.records})
-            for each in transactions
-        ]
+        if not self.history.packed <= replay.packed:
+            raise Violation("a read was refused for a pack that there never was")
         objects = self.objects
-        check_all(self.history, truth, accounts=objects.accounts, total=objects.total, lists=objects.lists)
+        check_all(
+            self.history,
+            replay.truth,
+            accounts=objects.accounts,
+            total=objects.total,
+            lists=objects.lists,
+            collected=frozenset(replay.collected),
+            gone=frozenset({each.tid for each in replay.truth} - {each.tid for each in replay.left()}),
+        )

@@ -74,6 +74,15 @@ class SimEngine(StateMachine):
         super().__init__(store)
         self._point = point
 
+    def pack_step(self, budget: int) -> bool:
+        """A few records at a time."""
+        if not self.removes:
+            return False
+        self._point("before pack step")
+        more = super().pack_step(min(budget, 4))
+        self._point("after pack step")
+        return more
+
     def apply(self, entry: Entry) -> Applied:
         self._point("before apply")
         applied = super().apply(entry)

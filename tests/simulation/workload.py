@@ -9,6 +9,7 @@ from raftstorage.client.cluster.errors import ClusterError
 from tests.simulation.blobs import BlobWork, Ledger
 from tests.simulation.choices import Choices, Creating, Objects, Reading, Writing
 from tests.simulation.client import Refused, SimClient
+from tests.simulation.shelves import SHELVES, ShelfWork, Shelves
 from tests.simulation.world import Violation, World
 
 
@@ -16,9 +17,17 @@ class Workload:
     """Runs on one client until `stop`, and counts nothing: the history tells."""
 
     def __init__(
-        self, world: World, client: SimClient, objects: Objects, pause: float, ledger: Ledger, blobs: float
+        self,
+        world: World,
+        client: SimClient,
+        objects: Objects,
+        pause: float,
+        ledger: Ledger,
+        blobs: float,
+        shelves: Shelves,
+        packs: float,
     ) -> None:
-        """`blobs`: the share of its transactions that are about such."""
+        """`blobs`, `packs`: the shares of its transactions that are about such."""
         self._world = world
         self.client = client
         self._objects = objects
@@ -27,6 +36,10 @@ class Workload:
         self._choices = Choices(self._rng, objects, self._rng.choice((0.2, 0.4, 0.95)))
         self._blobs = blobs
         self._blob_work = BlobWork(client, ledger, world.random(f"blobs {client.number}"), self._new_oid)
+        self._packs = packs
+        self._shelves = shelves
+        shelf_rng = world.random(f"shelves {client.number}")
+        self._shelf_work = ShelfWork(client, shelves, objects, shelf_rng, self._new_oid)
         self.stopping = False
         self.finished = False
 
@@ -34,8 +47,9 @@ class Workload:
         """Creates all objects in one transaction."""
         await self.client.open()
         oids = [await self._new_oid() for _ in range(Objects.SIZE)]
-        start = self._objects.begin(oids)
-        await self.client.commit(lambda _: start, oids, one_phase=True)
+        start: dict[bytes, bytes | None] = dict(self._objects.begin(oids))
+        start |= self._shelves.begin([await self._new_oid() for _ in range(SHELVES)], oids)
+        await self.client.commit(lambda _: start, list(start), one_phase=True)
 
     async def run(self) -> None:
         """Transactions one after another. Errors that a ZODB application expects are part of the day."""
@@ -69,6 +83,9 @@ class Workload:
     async def _transaction(self) -> None:
         if self._blobs and self._rng.random() < self._blobs:
             await self._blob_work.work()
+            return
+        if self._packs and self._rng.random() < self._packs:
+            await self._shelf_work.work()
             return
         match self._choices.next():
             case Reading(oids, linearizable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from raftstorage.node.parts import Parts
+from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
 
@@ -63,5 +64,5 @@ def gathered(identity: bytes, bodies: Sequence[bytes], rest: bytes) -> Parts:
     parts = Parts(identity, 1 << 30)
     for body in bodies:
         assert parts.add(pb.Transaction.FromString(body), body) is None
-    assert parts.complete(pb.Transaction.FromString(rest), len(rest)) is None
+    assert parts.complete(pb.Transaction.FromString(rest), len(rest), HISTORY_LEVEL) is None
     return parts

@@ -40,11 +40,16 @@ def check_all(
     lists: Sequence[bytes] = (),
     others: frozenset[bytes] = frozenset(),
     parse: Parse = amount,
+    collected: frozenset[bytes] = frozenset(),
+    gone: frozenset[bytes] = frozenset(),
 ) -> Checked:
-    """All checks. `others`: tids in the truth of transactions that no client here made, before what these did."""
+    """All checks. `others`: tids in the truth of transactions that no client here made, before what these did.
+
+    `collected`: oids of garbage that packs have removed. `gone`: tids of which they have left nothing.
+    """
     check_truth(history, truth, others)
-    check_snapshots(history, truth, others)
-    check_invalidations(history, truth)
+    check_snapshots(history, truth, others, collected)
+    check_invalidations(history, truth, gone)
     check_linearizability(history, truth)
     check_bank(history, truth, accounts, total, parse)
     check_lists(history, truth, lists, others)

@@ -37,7 +37,7 @@ def check_truth(
     for each in truth:
         changed = accounts & each.records.keys()
         for oid in changed:
-            balance = parsed(each.records[oid], parse, f"tid {each.tid.hex()}", oid)
+            balance = parsed(each.records[oid] or b"", parse, f"tid {each.tid.hex()}", oid)
             held += balance - balances.get(oid, 0)
             balances[oid] = balance
         if len(balances) < len(accounts) or not changed:

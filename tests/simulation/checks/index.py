@@ -11,7 +11,7 @@ from tests.simulation.history import Commit, Committed, Event, Opened, Read, Tol
 Z64 = b"\0" * 8
 
 #: Read-only (oid -> (tids, their data)), the tids rising.
-Revisions: TypeAlias = dict[bytes, tuple[list[bytes], list[bytes]]]
+Revisions: TypeAlias = dict[bytes, tuple[list[bytes], list[bytes | None]]]
 
 
 class Index:
@@ -33,7 +33,8 @@ class Index:
         position = bisect_right(found[0], snapshot) if found is not None else 0
         if found is None or position == 0:
             return None
-        return found[1][position - 1], found[0][position - 1]
+        data, tid = found[1][position - 1], found[0][position - 1]
+        return None if data is None else (data, tid)
 
 
 class Highest:
@@ -81,7 +82,7 @@ def show(value: Value) -> str:
     return "no object" if value is None else f"{value[0]!r} of tid {value[1].hex()}"
 
 
-def difference(promised: Mapping[bytes, bytes], seen: Mapping[bytes, bytes]) -> str:
+def difference(promised: Mapping[bytes, bytes | None], seen: Mapping[bytes, bytes | None]) -> str:
     """In words, oid by oid."""
     return "; ".join(
         f"oid {oid.hex()}: {promised.get(oid)!r} was promised, {seen.get(oid)!r} is there"

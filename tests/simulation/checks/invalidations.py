@@ -23,7 +23,8 @@ class Listener:
     told: Highest
 
 
-def check(history: History, truth: Sequence[Committed]) -> None:
+def check(history: History, truth: Sequence[Committed], gone: frozenset[bytes] = frozenset()) -> None:
+    """`gone`: tids of which packs have left nothing; who was away need not be told of them."""
     index = Index(truth)
     listeners: dict[int, Listener] = {}
     for event in history.events:
@@ -34,7 +35,7 @@ def check(history: History, truth: Sequence[Committed]) -> None:
             if listener is None:
                 raise Broken(f"the history is not sound: {name(event)} comes before the client opened")
             if isinstance(event, Told):
-                check_told(event, listener, index)
+                check_told(event, listener, index, gone)
             else:
                 check_read(event, listener)
 
@@ -45,15 +46,18 @@ def opened(event: Opened) -> Listener:
     return Listener(event.tid, told)
 
 
-def check_told(told: Told, listener: Listener, index: Index) -> None:
+def check_told(told: Told, listener: Listener, index: Index, gone: frozenset[bytes]) -> None:
     """The next tid of the truth, with its oids in any order."""
     if told.tid <= listener.last:
         raise Broken(f"{name(told)} came after tid {listener.last.hex()}: told twice or out of order")
     position = index.positions.get(told.tid)
     if position is None:
         raise Broken(f"{name(told)} is not in the truth")
-    if position and index.truth[position - 1].tid > listener.last:
-        skipped = index.truth[position - 1]
+    before = position
+    while before and index.truth[before - 1].tid > listener.last and index.truth[before - 1].tid in gone:
+        before -= 1
+    if before and index.truth[before - 1].tid > listener.last:
+        skipped = index.truth[before - 1]
         oids = ", ".join(oid.hex() for oid in skipped.records)
         raise Broken(
             f"{name(told)} came after tid {listener.last.hex()}: tid {skipped.tid.hex()} between them, "

@@ -75,7 +75,7 @@ def check(
 def versions(history: History, truth: Iterable[Committed], oids: frozenset[bytes]) -> Iterator[Version]:
     for each in truth:
         for oid in sorted(oids & each.records.keys()):
-            yield Version(oid, each.records[oid], f"the truth at tid {each.tid.hex()}")
+            yield Version(oid, each.records[oid] or b"", f"the truth at tid {each.tid.hex()}")
     for read in history.reads():
         for oid in sorted(oids & read.values.keys()):
             value = read.values[oid]
@@ -94,7 +94,7 @@ def known_versions(history: History, truth: Iterable[Committed], oids: frozenset
     """By serial; what the truth lost, from those who wrote or saw it."""
     known: dict[tuple[bytes, bytes], bytes] = {(oid, Z64): b"" for oid in oids}
     for each in truth:
-        known.update({(oid, each.tid): each.records[oid] for oid in oids & each.records.keys()})
+        known.update({(oid, each.tid): each.records[oid] or b"" for oid in oids & each.records.keys()})
     for event in history.events:
         if isinstance(event, Read):
             for oid in oids & event.values.keys():
@@ -103,7 +103,7 @@ def known_versions(history: History, truth: Iterable[Committed], oids: frozenset
                     known.setdefault((oid, value[1]), value[0])
         elif isinstance(event, Commit) and event.tid is not None:
             for oid in oids & event.writes.keys():
-                known.setdefault((oid, event.tid), event.writes[oid])
+                known.setdefault((oid, event.tid), event.writes[oid] or b"")
     return known
 
 
@@ -123,7 +123,7 @@ def find_owners(history: History, known: Known, oids: frozenset[bytes]) -> Owner
 
 
 def appended(commit: Commit, oid: bytes, known: Known) -> list[bytes]:
-    data, serial = commit.writes[oid], commit.bases[oid]
+    data, serial = commit.writes[oid] or b"", commit.bases[oid]  # one that is deleted has no tokens any more
     base = known.get((oid, serial))
     if base is None:
         raise Broken(f"{name(commit)} wrote list {oid.hex()} over serial {serial.hex()}, of which nobody knows")
@@ -140,7 +140,7 @@ def given_tokens(truth: Iterable[Committed], oids: frozenset[bytes], others: fro
         for each in truth
         if each.tid in others
         for oid in oids & each.records.keys()
-        for token in each.records[oid].split()
+        for token in (each.records[oid] or b"").split()
     )
 
 
@@ -226,7 +226,7 @@ def check_growth(truth: Iterable[Committed], oids: frozenset[bytes]) -> None:
     current: dict[bytes, bytes] = {}
     for each in truth:
         for oid in sorted(oids & each.records.keys()):
-            before, data = current.get(oid, b""), each.records[oid]
+            before, data = current.get(oid, b""), each.records[oid] or b""
             if before and data != before and not data.startswith(before + b" "):
                 raise Broken(
                     f"a lost append: list {oid.hex()} was [{text(before)}] before tid {each.tid.hex()}, "
@@ -239,7 +239,7 @@ def check_final(truth: Iterable[Committed], orders: Mapping[bytes, Order], owner
     """In the end everything is there that anybody saw, or was told to be there."""
     final: dict[bytes, bytes] = {}
     for each in truth:
-        final.update({oid: each.records[oid] for oid in orders.keys() & each.records.keys()})
+        final.update({oid: each.records[oid] or b"" for oid in orders.keys() & each.records.keys()})
     for oid, order in orders.items():
         if final.get(oid, b"") != order.version.data:
             raise Broken(f"a lost append: {order.version}, but is [{text(final.get(oid, b''))}] in the end")

@@ -67,7 +67,7 @@ def check_register(oid: bytes, register: Register) -> None:
     operations += [
         commit_operation(oid, commit, foreign)
         for commit in register.commits
-        if commit.outcome == "acknowledged" or (oid in commit.writes and shows(commit.writes[oid], seen))
+        if commit.outcome == "acknowledged" or (oid in commit.writes and shows(commit.writes[oid] or b"", seen))
     ]
     created = any(commit.bases.get(oid) == Z64 for commit in register.commits)
     stuck = search(operations, ABSENT if created else ANYTHING)

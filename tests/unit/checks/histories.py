@@ -125,8 +125,8 @@ class Model:
 
     def value(self, oid: bytes, snapshot: bytes) -> Value:
         for each in reversed(self.truth):
-            if each.tid <= snapshot and oid in each.records:
-                return each.records[oid], each.tid
+            if each.tid <= snapshot and (data := each.records.get(oid)) is not None:
+                return data, each.tid
         return None
 
     def serial(self, oid: bytes) -> bytes:

@@ -144,7 +144,7 @@ def split_snapshot(rng: random.Random, events: Events, truth: Truth) -> bool:
         place, oid, each = rng.choice(found)
         event = events[place]
         assert isinstance(event, Read)
-        events[place] = replace(event, values={**event.values, oid: (each.records[oid], each.tid)})
+        events[place] = replace(event, values={**event.values, oid: (each.records[oid] or b"", each.tid)})
     return bool(found)
 
 

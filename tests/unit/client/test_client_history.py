@@ -18,13 +18,14 @@ from ZODB.Connection import TransactionMetaData
 
 from tests.unit.client.conftest import FakeCluster, Node, tid_of
 
-OID, OTHER = tid_of(1), tid_of(2)
+Z64, OID, OTHER = tid_of(0), tid_of(1), tid_of(2)
 NOON = 1_700_000_000.0
 
 
 @pytest.fixture
 def cluster(cluster: FakeCluster) -> FakeCluster:
     cluster.level = HISTORY_LEVEL
+    cluster.commit_elsewhere(Z64)
     return cluster
 
 

@@ -64,6 +64,19 @@ def test_what_is_not_remembered_makes_nothing_current() -> None:
     assert cache.load_before(B, t(13)) == Revision(b"else", t(5), None)
 
 
+def test_an_answer_that_was_asked_for_before_missed_changes_is_not_current() -> None:
+    cache = RecordCache()
+    cache.start(t(10))
+    cache.missed()
+    cache.store(A, b"old", t(5), None, t(10))
+    assert not cache.has(A, t(11))
+    cache.invalidate(t(20), [B])
+    cache.store(A, b"old", t(5), None, t(19))
+    assert not cache.has(A, t(21))
+    cache.store(A, b"old", t(5), None, t(20))
+    assert cache.load_before(A, t(21)) == Revision(b"old", t(5), None)
+
+
 def test_revisions_of_one_object_stand_side_by_side() -> None:
     cache = RecordCache()
     cache.start(t(30))

@@ -315,14 +315,15 @@ def test_states_before_a_pack(storage: ClientStorage) -> None:
     assert len(storage) == 1
 
 
-def test_a_connection_that_a_pack_overtook_can_run_again(place: str) -> None:
-    db = ZODB.DB(ClientStorage(place))
+def test_a_connection_that_a_pack_overtook_can_run_again(storage: ClientStorage, place: str) -> None:
+    db = ZODB.DB(storage)
+    elsewhere = ZODB.DB(ClientStorage(place))
     with db.transaction() as connection:
         connection.root()["a"] = MinPO(1)
         connection.root()["b"] = MinPO(1)
     reader = transaction.TransactionManager()
-    connection = db.open(reader)
-    objects = [connection.root()["a"], connection.root()["b"]]
+    connection = elsewhere.open(reader)
+    objects = [connection.root()["a"], connection.root()["b"]]  # ghosts
     with db.transaction() as other:
         other.root()["a"].value = 2
         del other.root()["b"]
@@ -333,6 +334,7 @@ def test_a_connection_that_a_pack_overtook_can_run_again(place: str) -> None:
     reader.begin()
     assert connection.root()["a"].value == 2
     assert "b" not in connection.root()
+    elsewhere.close()
     db.close()
 
 

@@ -37,11 +37,15 @@ class UploadsModel:
     index: int
     revisions: dict[bytes, list[Any]]
 
+    def seen(self, oid: bytes) -> list[Any]:
+        """Revisions that no pack took."""
+        raise NotImplementedError
+
     def __init__(self) -> None:
         self.uploads: dict[bytes, Up] = {}
 
     def blob_at(self, oid: bytes, serial: bytes) -> bytes | None:
-        found = [each.blob for each in self.revisions.get(oid, ()) if each.serial == serial]
+        found = [each.blob for each in self.seen(oid) if each.serial == serial]
         return found[0] if found else None
 
     def blob_of(self, record: pb.NewRecord) -> bytes | None:
@@ -143,8 +147,9 @@ def check_blobs(engine: StateMachine, model: UploadsModel) -> None:
     if stamps:
         assert engine.stale_uploads(min(stamps) + 1)
     for oid, revisions in model.revisions.items():
+        seen = [each.serial for each in model.seen(oid)]
         for each in revisions:
-            if each.blob is None:
+            if each.blob is None or each.serial not in seen:
                 try:
                     engine.load_blob(oid, each.serial, 0, 9)
                 except KeyError:

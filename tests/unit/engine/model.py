@@ -1,23 +1,17 @@
-"""What an engine must do, said with plain dictionaries; and a machine that holds engines against it."""
+"""What an engine must do, said with plain dictionaries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import event
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from raftstorage.node.engine import MemoryEngine
-from raftstorage.node.engine.api import Z64, Applied, Conflict, Position, Revision, add_page
-from raftstorage.node.engine.state import MAX_ALLOCATION, RETENTION, StateMachine
+from raftstorage.node.engine.api import Z64, Applied, Conflict, Pack, Packed, Revision
+from raftstorage.node.engine.state import MAX_ALLOCATION
 from raftstorage.proto import storage_pb2 as pb
 
-from tests.unit.engine.blob_model import UploadsModel, blob_commands, blobs, check_blobs, crc, fits
-from tests.unit.engine.commands import entry, p64
+from tests.unit.engine.blob_model import UploadsModel, blobs, crc, fits
+from tests.unit.engine.commands import p64
 
 HALF, LAST = 1 << 63, b"\xff" * 8
 OIDS = [*range(5), HALF - 1, HALF, HALF + 3, 2 * HALF - 1]
@@ -48,9 +42,47 @@ class Model(UploadsModel):
         self.revisions: dict[bytes, list[Kept]] = {}
         self.transactions: list[pb.CommittedTransaction] = []
         self.ids: dict[bytes, tuple[bytes, int]] = {}
+        self.pack = Pack()
+
+    def seen(self, oid: bytes) -> list[Kept]:
+        """Revisions that no pack took."""
+        every, packed = self.revisions.get(oid, []), self.pack.tid
+        current = [each for each in every if each.serial <= packed][-1:]
+        return [each for each in current if each.data is not None] + [r for r in every if r.serial > packed]
 
     def serial(self, oid: bytes) -> bytes:
-        return self.revisions[oid][-1].serial if oid in self.revisions else Z64
+        return seen[-1].serial if (seen := self.seen(oid)) else Z64
+
+    def load_before(self, oid: bytes, tid: bytes) -> Revision | None:
+        seen = self.seen(oid)
+        older = [each for each in seen if each.serial < tid]
+        if older:
+            after = seen[len(older)].serial if len(older) < len(seen) else None
+            return Revision(older[-1].data, older[-1].serial, after)
+        if tid <= self.pack.tid:
+            raise Packed(self.pack.tid)
+        if not seen:
+            raise KeyError(oid)
+        return None
+
+    def seen_transactions(self) -> list[pb.CommittedTransaction]:
+        found = []
+        for each in self.transactions:
+            left = pb.CommittedTransaction()
+            left.CopyFrom(each)
+            if each.tid <= self.pack.tid:
+                left.status = b"p"
+                del left.records[:]
+            for record in each.records if each.tid <= self.pack.tid else []:
+                if each.tid in [kept.serial for kept in self.seen(record.oid)]:
+                    left.records.append(record)
+            for record in left.records:
+                hint = record.data_tid
+                if hint and hint <= self.pack.tid and hint not in [r.serial for r in self.seen(record.oid)]:
+                    record.data_tid = b""
+            if left.records or each.tid > self.pack.tid:
+                found.append(left)
+        return found
 
     def conflicts(self, transaction: pb.Transaction) -> list[Conflict]:
         asked = [] if transaction.tid else [(each.oid, each.base_serial, False) for each in transaction.records]
@@ -105,6 +137,10 @@ class Model(UploadsModel):
                 return "bad count", Applied(self.index, refused="?")
             self.next_oid += count
             return "allocated", Applied(self.index, first_oid=p64(first))
+        if kind == "pack":
+            return self.decide_pack(command.pack)
+        if kind == "collect":
+            return self.decide_collect(command.collect)
         if kind == "blob":
             return self.chunk(command.blob)
         if kind == "expire_uploads":
@@ -131,6 +167,31 @@ class Model(UploadsModel):
             return "conflict", Applied(self.index, identity, conflicts=tuple(conflicts))
         self.commit(identity, tid, transaction)
         return "committed", Applied(self.index, identity, tid=tid, oids=tuple(r.oid for r in transaction.records))
+
+    def decide_pack(self, command: pb.PackCommand) -> tuple[str, Applied]:
+        if len(command.pack_id) != 16 or len(command.tid) != 8:
+            return "bad pack", Applied(self.index, refused="?")
+        tid, kind = min(command.tid, self.last), "pack to no later time"
+        later = tid > (self.pack.tid or Z64)
+        if later or (tid == self.pack.tid and command.collect and not self.pack.collect):
+            self.pack = Pack(command.pack_id, tid, command.collect)
+            kind = "pack" if later else "pack that collects now"
+        return kind, Applied(self.index, pack=self.pack)
+
+    def decide_collect(self, command: pb.CollectCommand) -> tuple[str, Applied]:
+        if command.pack_id != self.pack.pack_id or not self.pack.collect or self.pack.collected:
+            return "garbage of another pack", Applied(self.index, refused="?")
+        oids = [command.oids[at : at + 8] for at in range(0, len(command.oids), 8)]
+        if len(command.oids) % 8 or oids != sorted(set(oids)) or len(oids) > 1000:
+            return "bad garbage", Applied(self.index, refused="?")
+        objects, size = self.pack.objects, self.pack.size
+        for oid in oids:
+            current = self.seen(oid)
+            if oid != Z64 and current and current[-1].serial <= self.pack.tid:
+                objects, size = objects + 1, size + len(current[-1].data or b"")
+                self.revisions[oid][-1] = Kept(current[-1].serial, None)
+        self.pack = replace(self.pack, collected=command.last, objects=objects, size=size)
+        return "garbage", Applied(self.index, pack=self.pack)
 
     def commit(self, identity: bytes, tid: bytes, transaction: pb.Transaction) -> None:
         kept = pb.CommittedTransaction(tid=tid, status=transaction.status or b" ", user=transaction.user)
@@ -218,154 +279,3 @@ def mangled(draw: st.DrawFn, data: bytes) -> bytes:
     return draw(
         st.sampled_from([data[:at], data[:at] + some + data[at:], data[:at] + some + data[at + len(some) :], some])
     )
-
-
-counts = st.sampled_from([0, 1, 3, 4096, MAX_ALLOCATION, MAX_ALLOCATION + 1, 2 * HALF - 1])
-
-
-def allocate(count: int) -> bytes:
-    return pb.Command(allocate=pb.AllocateCommand(count=count)).SerializeToString()
-
-
-class EngineMachine(RuleBasedStateMachine):
-    """`engines`: those that must all do what the model does."""
-
-    engines: list[StateMachine]
-
-    def made(self, retention: int) -> list[StateMachine]:
-        return [MemoryEngine(retention)]
-
-    @initialize(retention=st.sampled_from([3, 8, RETENTION]))
-    def begin(self, retention: int) -> None:
-        self.model = Model(retention)
-        self.engines = self.made(retention)
-
-    def feed(self, data: bytes) -> None:
-        kind, expected = self.model.apply(data)
-        event(kind)
-        self.expect(data, kind, expected)
-
-    def expect(self, data: bytes, kind: str, expected: Applied) -> None:
-        for engine in self.engines:
-            outcome = engine.apply(entry(self.model.index, data))
-            assert bool(outcome.refused) == bool(expected.refused), (kind, outcome)
-            # Of several reasons to refuse fragments it is the first one that is told.
-            names = set(Applied.__slots__) - {"refused", *(["missing"] if kind == "malformed" else [])}
-            known, wanted = [{name: getattr(each, name) for name in names} for each in (outcome, expected)]
-            assert known == wanted
-            with pytest.raises(ValueError, match="cannot follow"):
-                engine.apply(entry(self.model.index, data))
-
-    @rule(data=st.data(), count=st.integers(1, 6))
-    def commit(self, data: st.DataObject, count: int) -> None:
-        for _ in range(count):
-            self.feed(data.draw(commands(self.model)))
-
-    @rule(data=st.data(), count=st.integers(1, 4))
-    def upload(self, data: st.DataObject, count: int) -> None:
-        for _ in range(count):
-            self.feed(data.draw(blob_commands(self.model)))
-
-    @rule(data=st.data())
-    def meaningless(self, data: st.DataObject) -> None:
-        self.feed(data.draw(st.one_of(st.binary(max_size=60), mangled(data.draw(commands(self.model))))))
-
-    @rule(count=counts)
-    def allocate(self, count: int) -> None:
-        self.feed(allocate(count))
-
-    @rule(data=st.data())
-    def ask_for_conflicts(self, data: st.DataObject) -> None:
-        command = pb.Command.FromString(data.draw(commands(self.model)))
-        try:
-            transaction = pb.Transaction.FromString(command.commit.transaction)
-        except DecodeError:
-            return
-        if self.model.well_formed(command.commit, transaction):
-            for engine in self.engines:
-                assert engine.conflicts(transaction) == self.model.conflicts(transaction)
-
-    @rule(start=st.integers(-1, 9), stop=st.integers(-1, 9), size=st.sampled_from([0, 1, 60, 150, 1 << 20]))
-    def page(self, start: int, stop: int, size: int) -> None:
-        every = self.model.transactions
-        tids = [Z64, *(each.tid for each in every), LAST]
-        low, high = tids[start % len(tids)], None if stop < 0 else tids[stop % len(tids)]
-        expected = [each for each in every if low <= each.tid and (high is None or each.tid <= high)]
-        for engine in self.engines:
-            got: list[pb.CommittedTransaction] = []
-            at: Position | None = Position(low)
-            while at is not None:
-                tid, skip = at
-                page, at = engine.transactions(tid, high, size, skip)
-                assert page or at is None
-                assert len(page) <= 1 or sum(len(r.data) for each in page for r in each.records) <= size
-                add_page(got, page, skip)
-            assert got == expected
-
-    @rule(after=st.integers(-1, 9), limit=st.integers(0, 9))
-    def changed_since(self, after: int, limit: int) -> None:
-        every = self.model.transactions
-        tids = [Z64, *(each.tid for each in every), LAST]
-        tid = tids[after % len(tids)]
-        expected = [(each.tid, tuple(r.oid for r in each.records)) for each in every if each.tid > tid]
-        for engine in self.engines:
-            assert engine.changed_since(tid, limit) == expected[:limit]
-
-    @invariant()
-    def reads_answer_as_the_model(self) -> None:
-        for engine in getattr(self, "engines", []):
-            self.check(engine, self.model)
-        assert len({engine.digest() for engine in getattr(self, "engines", [])}) <= 1
-
-    def check(self, engine: StateMachine, model: Model) -> None:
-        assert (engine.applied_index, engine.last_tid) == (model.index, model.last)
-        assert engine.approximate_size()[1] == len(model.revisions)
-        for number in range(13):
-            identity = b"%016d" % number
-            assert engine.transaction_tid(identity) == model.ids.get(identity, (None,))[0]
-        check_blobs(engine, model)
-        infos = {each.tid: each for each in model.transactions}
-        for oid in map(p64, OIDS):
-            self.check_object(engine, oid, model.revisions.get(oid, []), infos)
-
-    def check_object(self, engine: StateMachine, oid: bytes, revisions: Sequence[Kept], infos: Any) -> None:
-        if not revisions:
-            assert engine.current_serial(oid) is None
-            for unknown in (lambda: engine.load_before(oid, LAST), lambda: engine.history(oid, 1)):
-                with pytest.raises(KeyError):
-                    unknown()
-            return
-        serials = [each.serial for each in revisions]
-        assert engine.current_serial(oid) == serials[-1]
-        for position, each in enumerate(revisions):
-            following = serials[position + 1] if position + 1 < len(serials) else None
-            assert engine.load_before(oid, following or LAST) == Revision(each.data, each.serial, following)
-            assert engine.load_before(oid, p64(u64(each.serial) + 1)) == Revision(
-                each.data, each.serial, following
-            )
-            if each.data is None:
-                with pytest.raises(KeyError):
-                    engine.load_serial(oid, each.serial)
-            else:
-                assert engine.load_serial(oid, each.serial) == each.data
-        assert engine.load_before(oid, serials[0]) is None
-        before = p64(u64(serials[-1]) - 1)
-        if before not in serials:
-            with pytest.raises(KeyError):
-                engine.load_serial(oid, before)
-        expected = [
-            pb.Revision(
-                tid=each.serial,
-                user=infos[each.serial].user,
-                description=infos[each.serial].description,
-                extension=infos[each.serial].extension,
-                size=len(each.data or b""),
-            )
-            for each in reversed(revisions)
-        ]
-        for size in (1, len(revisions), 10_000):
-            assert engine.history(oid, size) == (expected[:size], len(expected) > size)
-
-    def teardown(self) -> None:
-        for engine in getattr(self, "engines", []):
-            engine.close()

@@ -205,6 +205,28 @@ def test_digests_differ_with_a_byte_of_a_blob() -> None:
     assert len(digests) == 8
 
 
+def test_a_blob_that_was_packed_away_leaves_nothing(engine: StateMachine) -> None:
+    """It came in fragments, so that its upload stays known for a while."""
+    feed(engine, *upload(DATA), *commit(10, with_blob(1), change(2), change(3)), *commit(20, change(1, base=10)))
+    feed(engine, *upload(b"kept", OTHER), *commit(30, with_blob(2, b"kept", base=10, upload_id=OTHER)))
+    before = engine.digest()
+    pack = pb.PackCommand(pack_id=b"P" * 16, tid=p64(30))
+    feed(engine, pb.Command(pack=pack).SerializeToString())
+    packed = engine.digest()
+    with pytest.raises(KeyError):
+        engine.load_blob(p64(1), p64(10), 0, 1)
+    assert feed(engine, *commit(40, with_blob(1, base=20, same_as=10)))[0].missing == p64(1)
+    index = engine.applied_index
+    while engine.pack_step(1):
+        assert engine.upload_size(UP) is None
+    assert len({before, packed, engine.digest()}) == 3 and engine.applied_index == index
+    assert engine.pack_state().removed_bytes == len(DATA) + 2 * 4
+    assert len(blob_keys(engine)) == 1
+    assert engine.load_blob(p64(2), p64(30), 0, 9)[0] == b"kept"
+    feed(engine, expire(1 << 40))
+    assert not engine.stale_uploads(1 << 40) and len(blob_keys(engine)) == 1
+
+
 # ---- on disk -------------------------------------------------------------------------------------------------
 
 

@@ -26,15 +26,21 @@ from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.engine.blob_model import CHUNK, UPLOADS, blob_commands
 from tests.unit.engine.commands import allocate, change, entry, feed, in_fragments, p64, run
-from tests.unit.engine.model import EngineMachine, commands
+from tests.unit.engine.machine import EngineMachine
+from tests.unit.engine.model import commands
 from tests.unit.service.fuzzing import explore
 
 A, B = b"A" * 16, b"B" * 16
 
 
 def is_tidy(engine: StateMachine) -> None:
-    """Nothing is stored but what can be read."""
+    """Nothing is stored but what can be read, once what packs made invisible is removed."""
     store = engine._store
+    if engine.pack.collect and not engine.pack.collected:
+        over = pb.CollectCommand(pack_id=engine.pack.pack_id, last=True)
+        feed(engine, pb.Command(collect=over).SerializeToString())
+    while engine.pack_step(7):
+        pass
     heads = {tid: read_head(tid, sealed) for tid, sealed in store.scan("transactions", b"")}
     oids = {
         oid + tid
@@ -42,7 +48,14 @@ def is_tidy(engine: StateMachine) -> None:
         for oid in (engine._changed(head) if head.pages else [each.oid for each in head.info.records])
     }
     stubs = {key: read_stub(key, sealed) for key, sealed in store.scan("records", b"")}
-    assert stubs.keys() == oids
+    assert stubs.keys() == {key for key in oids if engine._stub(key) is not None}
+    left = Counter(key[8:] for key in stubs)
+    listed = Counter(key[8:] for key in oids)
+    assert [tid for tid in heads if not left[tid] and tid < engine.packed] == []
+    gone = {b"gone" + tid: listed[tid] - left[tid] for tid in heads if left[tid] < listed[tid]}
+    packing = {key: layout.unseal("packing", key, value) for key, value in store.scan("packing", b"")}
+    assert {key: int.from_bytes(value, "big") for key, value in packing.items() if len(key) == 12} == gone
+    assert packing.keys() - gone.keys() <= {b"pack", b"removal"}
     chunks = {layout.chunk_key(key, number) for key, stub in stubs.items() for number in range(stub.chunks)}
     assert {key for key, _ in store.scan("data", b"")} == chunks
     pages = {layout.page_key(head.fragment, page) for head in heads.values() for page in range(head.pages)}

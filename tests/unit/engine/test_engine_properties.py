@@ -13,7 +13,8 @@ from raftstorage.node.engine import MemoryEngine, RocksEngine
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
 from tests.unit.engine.commands import entry
-from tests.unit.engine.model import EngineMachine, Model, commands, mangled
+from tests.unit.engine.machine import EngineMachine
+from tests.unit.engine.model import Model, commands, mangled
 from tests.unit.service.fuzzing import explore
 
 

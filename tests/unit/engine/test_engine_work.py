@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import pytest
 from raftstorage.node.engine import layout
 from raftstorage.node.engine.api import Z64, Position
 from raftstorage.node.engine.fragments import FRAGMENT_BYTES, FRAGMENT_ITEMS, split
@@ -170,3 +171,18 @@ def test_changes_of_many_objects_come_some_at_a_time() -> None:
         calls += 1
     assert seen == [*map(p64, range(1, 31)), p64(40)]
     assert calls > 1
+
+
+def test_removal_gets_past_an_object_that_is_more_than_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 1000)
+    engine, _store = counting()
+    for tid, base in ((10, 0), (20, 10), (30, 20)):
+        feed(engine, *in_fragments(b"%016d" % tid, tid, change(1, base=base, size=100_000)))
+    pack = pb.PackCommand(pack_id=b"P" * 16, tid=p64(30))
+    feed(engine, pb.Command(pack=pack).SerializeToString())
+    steps = 1
+    while engine.pack_step(1):
+        steps += 1
+        assert steps < 20
+    assert engine.pack_state().removed_records == 2
+    assert len(list(engine._store.scan("data", b""))) == 100

@@ -8,6 +8,9 @@ from typing import Any
 import transaction
 import ZODB
 from persistent.mapping import PersistentMapping
+from raftstorage.ops import transfer
+from raftstorage.ops.moving.copying import Outcome
+from rich.console import Console
 from ZODB.FileStorage import FileIterator, FileStorage
 
 
@@ -76,3 +79,13 @@ def content_of(path: Path) -> list[tuple[Any, ...]]:
 def offsets(path: Path) -> list[int]:
     """Where each transaction begins."""
     return [t._tpos for t in FileIterator(str(path))]
+
+
+def bring(source: Path | str, place: str, **options: Any) -> Outcome:
+    """As `raftstorage import`."""
+    return transfer.import_database(str(source), place, Console(quiet=True), **options)
+
+
+def take(target: Path | str, place: str, **options: Any) -> Outcome:
+    """As `raftstorage export`."""
+    return transfer.export_database(str(target), place, Console(quiet=True), **options)

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import transaction
 import ZODB
-from persistent.mapping import PersistentMapping
 from raftstorage.client import ClientStorage
-from raftstorage.ops import transfer
 from raftstorage.ops.errors import CommandError
 from raftstorage.ops.moving import copying
-from raftstorage.ops.moving.copying import Outcome
-from rich.console import Console
 from ZODB.FileStorage import FileStorage
 from ZODB.serialize import referencesf
-from ZODB.utils import load_current
 
-from tests.unit.moving.files import content, content_of, make, more, offsets
+from tests.unit.moving.files import bring, content_of, make, more, offsets, take
 
-QUIET = Console(quiet=True)
 Z64 = b"\0" * 8
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> str:
-    """A database of one node."""
-    return f"embedded:{tmp_path}/database"
-
-
-def bring(source: Path | str, place: str, **options: Any) -> Outcome:
-    return transfer.import_database(str(source), place, QUIET, **options)
-
-
-def take(target: Path | str, place: str, **options: Any) -> Outcome:
-    return transfer.export_database(str(target), place, QUIET, **options)
-
-
-@pytest.fixture
-def stored(place: str) -> Callable[[], list[tuple[Any, ...]]]:
-    """What the database holds, as `content` tells it."""
-
-    def read() -> list[tuple[Any, ...]]:
-        storage = ClientStorage(place, read_only=True)
-        try:
-            return content(storage.iterator())
-        finally:
-            storage.close()
-
-    return read
-
 
 # ---- whole -----------------------------------------------------------------------------------------------------
 
@@ -311,143 +275,3 @@ def test_a_file_that_appears_during_the_export_is_left_alone(
         take(out, place)
     assert out.read_text() == "old"
     assert content_of(tmp_path / "out.fs.part") == content_of(path)
-
-
-# ---- only what is current --------------------------------------------------------------------------------------
-
-
-def current(storage: Any) -> dict[bytes, tuple[bytes, bytes]]:
-    """Each object's data and serial."""
-    oids = {record.oid for each in storage.iterator() for record in each if record.data is not None}
-    found = {}
-    for oid in oids:
-        try:
-            found[oid] = load_current(storage, oid)
-        except KeyError:
-            continue
-    storage.close()
-    return found
-
-
-def test_only_what_is_current_keeps_its_tids(tmp_path: Path, place: str, stored: Callable[[], Any]) -> None:
-    path = make(tmp_path / "Data.fs")
-    whole = content_of(path)
-    outcome = bring(path, place, current_only=True)
-    assert outcome.problems == []
-    records = [record for each in stored() for record in each[5]]
-    assert len({record[0] for record in records}) == len(records) < sum(len(each[5]) for each in whole)
-    assert all(record[3] is None for record in records)
-    assert current(ClientStorage(place)) == current(FileStorage(str(path), read_only=True))
-    # A second run brings what has changed since, and what was deleted.
-    more(path, 100, 3)
-    db = ZODB.DB(FileStorage(str(path)))
-    with db.transaction() as connection:
-        connection.root()["short-lived"] = PersistentMapping()
-    tid = db.lastTransaction()
-    db.close()
-    assert bring(path, place, current_only=True).copied.transactions == 2
-    db = ZODB.DB(FileStorage(str(path)))
-    db.undo(db.undoInfo(0, 1)[0]["id"])
-    transaction.commit()
-    db.close()
-    outcome = bring(path, place, current_only=True, verify=True)
-    assert outcome.had == tid
-    assert outcome.copied.transactions == 1
-    assert current(ClientStorage(place)) == current(FileStorage(str(path), read_only=True))
-    with pytest.raises(CommandError, match="no earlier state of"):
-        bring(path, place)
-
-
-def test_only_what_is_current_comes_out(tmp_path: Path, place: str) -> None:
-    path, out = make(tmp_path / "Data.fs"), tmp_path / "out.fs"
-    bring(path, place)
-    outcome = take(out, place, current_only=True)
-    assert outcome.compared.transactions == outcome.copied.transactions == len(content_of(out))
-    assert current(FileStorage(str(out))) == current(FileStorage(str(path), read_only=True))
-
-
-# ---- other storages --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    def write(text: str) -> str:
-        path = tmp_path / f"storage-{len(list(tmp_path.glob('*.conf')))}.conf"
-        path.write_text(text)
-        return str(path)
-
-    yield write
-
-
-def test_a_configuration_file_and_a_uri_name_any_storage(
-    tmp_path: Path, place: str, stored: Callable[[], Any], config: Callable[[str], str]
-) -> None:
-    path = make(tmp_path / "Data.fs")
-    whole = content_of(path)
-    section = f"<filestorage>\n path {path}\n read-only yes\n</filestorage>"
-    bring(config(section), place)
-    assert stored() == whole
-    assert bring(config(f"<zodb>\n{section}\n</zodb>"), place, verify=True).compared.transactions == len(whole)
-    assert bring(f"file://{path}?read_only=1", place, verify=True).compared.transactions == len(whole)
-    take(f"file://{tmp_path}/out.fs", place)
-    assert content_of(tmp_path / "out.fs") == whole
-    with pytest.raises(CommandError, match="has 2 databases and storages"):
-        bring(config(f"<zodb>\n{section}\n</zodb>\n{section}"), place)
-    with pytest.raises(CommandError, match="no restore"):
-        take("memory://there", place)
-
-
-def test_a_demo_storage_comes_as_one_history(tmp_path: Path, place: str, config: Callable[[str], str]) -> None:
-    path = make(tmp_path / "Data.fs")
-    changes = tmp_path / "changes.fs"
-    text = (
-        f"<demostorage>\n<filestorage base>\n path {path}\n</filestorage>\n"
-        f"<filestorage changes>\n path {changes}\n</filestorage>\n</demostorage>"
-    )
-    db = ZODB.config.databaseFromString(f"<zodb>\n{text}\n</zodb>")
-    with db.transaction() as connection:
-        connection.root()["over it"] = PersistentMapping(x=1)
-    db.close()
-    more(path, 100, 1)  # later than what is over it
-    outcome = bring(config(text), place, verify=True)
-    assert outcome.copied.transactions == len(content_of(path)) + 1
-    db = ZODB.DB(ClientStorage(place))
-    with db.transaction() as connection:
-        assert connection.root()["over it"]["x"] == 1
-        assert connection.root()["m"][100] == "x" * 100
-    db.close()
-
-
-@pytest.mark.parametrize("history", [True, False], ids=["history", "history-free"])
-def test_relstorage_on_sqlite_comes_and_goes(
-    tmp_path: Path, place: str, stored: Callable[[], Any], config: Callable[[str], str], history: bool
-) -> None:
-    def relstorage(name: str) -> str:
-        return config(
-            f"%import relstorage\n<relstorage>\n keep-history {str(history).lower()}\n"
-            f"<sqlite3>\n data-dir {tmp_path}/{name}\n</sqlite3>\n</relstorage>"
-        )
-
-    path = make(tmp_path / "Data.fs")
-    bring(path, place, current_only=not history)
-    there = relstorage("there")
-    outcome = take(there, place, verify=True)
-    first = stored()
-    assert outcome.compared.transactions == outcome.copied.transactions == len(first)
-    more(path, 100, 2)
-    bring(path, place, current_only=not history)
-    if history:
-        assert take(there, place).copied.transactions == 2
-    back = f"embedded:{tmp_path}/back"
-    outcome = bring(there, back, verify=True)
-    storage = ClientStorage(back)
-    came = content(storage.iterator())
-    storage.close()
-    if history:
-        assert [each[:5] for each in came] == [each[:5] for each in content_of(path)]
-        for ours, theirs in zip(came, content_of(path), strict=True):
-            assert sorted(r[:3] for r in ours[5]) == sorted(r[:3] for r in theirs[5])
-    else:
-        assert {record[:2] for each in came for record in each[5]} == {
-            record[:2] for each in first for record in each[5]
-        }

@@ -66,7 +66,7 @@ async def leader(found: dict[int, Node]) -> Node:
 
 
 def reaches_both(node: Node) -> bool:
-    return len(node._other_voters()) == 2
+    return len(node.driver.other_voters(node._peers.connected)) == 2
 
 
 async def status(node: Node) -> admin_pb2.StatusReply:

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from raftstorage.node.service import peers
+from raftstorage.node.service import peers, streams
+from raftstorage.node.service.peer_dialer import CHANNEL_OPTIONS, Dialer
 from raftstorage.proto import raft_pb2 as pb
 from raftstorage.proto import raft_pb2_grpc
 
@@ -284,5 +285,71 @@ def test_simultaneous_dials_settle_on_one_stream() -> None:
             assert ends[0].dialled != ends[1].dialled
             assert ends[0].preferred == ends[1].preferred
             assert len(one.accepted) + len(two.accepted) == before
+
+    run(work())
+
+
+# ---- dials that end badly --------------------------------------------------------------------------------
+
+
+def test_a_dialer_ends_though_its_attempt_takes_no_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """grpc.aio lost one, once: the end of a node must not wait for it."""
+    monkeypatch.setattr(streams, "WRITE_SECONDS", 0.05)
+
+    async def work() -> None:
+        begun, cancelled = asyncio.Event(), 0
+
+        async def attempt(dialer: Dialer, stub: Any) -> bool:
+            nonlocal cancelled
+            begun.set()
+            while cancelled < 2:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled += 1
+            return True
+
+        task = Dialer(2, "127.0.0.1:1", attempt, eager=True).start()
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert cancelled == 2
+
+    run(work())
+
+
+def test_a_peer_is_reached_at_the_first_try_though_connecting_takes_a_while() -> None:
+    """A fifth of a second each way, as between continents, or on a machine with too much to do."""
+
+    async def work() -> None:
+        server = grpc.aio.server()
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                while data := await reader.read(1 << 16):
+                    await asyncio.sleep(0.2)
+                    writer.write(data)
+            finally:
+                writer.close()
+
+        tries = 0
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal tries
+            tries += 1
+            to_server = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(carry(reader, to_server[1]), carry(to_server[0], writer))
+
+        slow = await asyncio.start_server(accept, "127.0.0.1", 0)
+        address = "{}:{}".format(*slow.sockets[0].getsockname())
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 10)
+            assert tries == 1
+        slow.close()
+        await server.stop(0)
 
     run(work())

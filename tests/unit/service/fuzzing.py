@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import google_crc32c
 import grpc
 import grpc.aio
 from hypothesis import HealthCheck, Phase, settings
@@ -64,10 +65,26 @@ identities = st.one_of(st.sampled_from([b"%016d" % number for number in range(6)
 #: Most reads must not wait for a tid, or the examples would.
 at_least = st.one_of(st.just(b""), st.just(b""), st.just(b""), octets)
 
-records = st.builds(
-    pb.NewRecord, oid=octets, base_serial=tids, data=st.binary(max_size=40), no_data=st.booleans(), data_tid=tids
+blobs = st.builds(
+    pb.Blob,
+    upload_id=st.one_of(st.just(b""), identities),
+    size=st.integers(0, 5),
+    crc32c=st.sampled_from([0, 1, google_crc32c.value(b"\0")]),
+    same_as=octets,
 )
-good_records = st.builds(pb.NewRecord, oid=oids, data=st.binary(max_size=40))
+records = st.builds(
+    pb.NewRecord,
+    oid=octets,
+    base_serial=tids,
+    data=st.binary(max_size=40),
+    no_data=st.booleans(),
+    data_tid=tids,
+    blob=st.one_of(st.none(), blobs),
+)
+empty_blobs = st.builds(pb.Blob, upload_id=st.just(b"u" * 16))
+good_records = st.builds(
+    pb.NewRecord, oid=oids, data=st.binary(max_size=40), blob=st.one_of(st.none(), st.none(), empty_blobs)
+)
 checks = st.builds(pb.Check, oid=octets, serial=octets)
 transactions = st.one_of(
     st.builds(pb.Transaction, records=st.lists(good_records, min_size=1, max_size=2)),
@@ -123,6 +140,23 @@ calls: dict[str, st.SearchStrategy[Any]] = {
         pb.ReadTransactions, start=octets, stop=octets, max_bytes=small, at_least=at_least
     ),
     "size": st.builds(pb.Size),
+    "blob_chunk": st.builds(
+        lambda upload_id, offset, data, flip: pb.BlobChunk(
+            upload_id=upload_id, offset=offset, data=data, crc32c=google_crc32c.value(data) ^ flip
+        ),
+        identities,
+        st.one_of(st.integers(0, 9), st.integers(0, (1 << 64) - 1)),
+        st.binary(max_size=5),
+        st.sampled_from([0, 0, 0, 1]),
+    ),
+    "load_blob": st.builds(
+        pb.LoadBlob,
+        oid=octets,
+        serial=octets,
+        offset=st.integers(0, (1 << 64) - 1),
+        max_bytes=small,
+        at_least=at_least,
+    ),
 }
 #: A large transaction as a client sends it, or nearly: parts, one of them perhaps lost, and its vote or commit.
 large = st.builds(

@@ -41,15 +41,21 @@ class FakeDriver:
         self.on_ready: list[Callable[[], None]] = []
         self.on_membership: list[Callable[..., None]] = []
         self.on_installed: list[Callable[[], None]] = []
+        self.on_proposed: list[Callable[..., None]] = []
         self.node_id = 1
         self.membership = Membership.initial({1: "one:1", 2: "two:2"})
         self.role, self.term, self.leader, self.is_ready_leader = Role.LEADER, 1, 1, True
         self.held = False
+        self.may_write = True
         self.barrier_error: Exception | None = None
         self.failed: list[BaseException] = []
         self.ended = asyncio.Event()
         self.work = Backlog()
         self._log: list[bytes] = []
+
+    @property
+    def last_index(self) -> int:
+        return self.engine.applied_index + len(self._log)
 
     @property
     def backlog(self) -> Amount:
@@ -68,6 +74,8 @@ class FakeDriver:
             raise NotLeader("no")
         first = self.engine.applied_index + len(self._log) + 1
         self._log += data
+        for listener in self.on_proposed:
+            listener(first, data)
         if not self.held:
             asyncio.get_running_loop().call_soon(self.apply)
         return first

@@ -12,13 +12,16 @@ from raftstorage.node.disk_space import Room
 from raftstorage.node.raft.types import Role
 from raftstorage.node.service.session import ClientSession
 from raftstorage.node.service.sessions import SessionLimits
-from raftstorage.node.uploads import IDLE_MS, OWN, Uploads
+from raftstorage.node.uploads import IDLE_MS, OWN, WINDOW_BYTES, Uploads
 from raftstorage.proto import BLOB_CHUNK_BYTES, HISTORY_LEVEL, PARTS_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.unit.pieces import pieces
 from tests.unit.service.session_world import Client, oid, run, world
 
 UPLOAD = b"U" * 16
+#: Chunks that may be in the log and not applied.
+IN_LOG = WINDOW_BYTES // BLOB_CHUNK_BYTES
 NEW = {"level": lambda: HISTORY_LEVEL}
 
 
@@ -208,11 +211,11 @@ async def test_an_upload_fills_no_queue_but_its_own_and_a_commit_passes_it() -> 
         numbers = [await client.send(**call) for call in calls]
         refused = (await client.answer(numbers[-1])).failure
         assert refused.reason == pb.BUSY and refused.retry_after_ms > 0
-        assert it.driver.backlog.items == 4  # chunks of 256 KiB
-        assert it.metric("queue_items", queue="uploads") == len(calls) - 1 - 4
+        assert it.driver.backlog.items == IN_LOG
+        assert it.metric("queue_items", queue="uploads") == len(calls) - 1 - IN_LOG
         done = asyncio.create_task(other.commit(1, 5))
-        await until(lambda: it.driver.backlog.items >= 5)
-        it.driver.apply(5)
+        await until(lambda: it.driver.backlog.items > IN_LOG)
+        it.driver.apply(IN_LOG + 1)
         assert (await done).committed.tid
         it.driver.held = False
         it.driver.apply()
@@ -231,11 +234,11 @@ async def test_a_session_that_ends_leaves_nothing_behind() -> None:
         it.driver.held = True
         for call in chunks(bytes(8 * BLOB_CHUNK_BYTES)):
             await client.send(**call)
-        await until(lambda: it.metric("queue_items", queue="uploads") == 4)
+        await until(lambda: it.metric("queue_items", queue="uploads") == 8 - IN_LOG)
         client._call.cancel()
         await until(lambda: not it.metric("queue_items", queue="uploads"))
         it.driver.apply()
-        assert it.driver.engine.upload_size(UPLOAD) == 4 * BLOB_CHUNK_BYTES
+        assert it.driver.engine.upload_size(UPLOAD) == IN_LOG * BLOB_CHUNK_BYTES
         uploads = it.service._transacting.uploads
         assert not any(uploads.owned(session).items for session in list(it.service._sessions))
 
@@ -307,3 +310,30 @@ def test_an_answer_of_a_large_blob_waits_for_the_client_to_read() -> None:
         await with_room
 
     asyncio.run(story())
+
+
+@run
+async def test_a_vote_in_parts_looks_for_its_blobs() -> None:
+    data = os.urandom(100)
+    whole = pb.Transaction.FromString(body(data, 1))
+    whole.records.add(oid=oid(2), data=b"no blob")
+    whole.records.add().CopyFrom(pb.Transaction.FromString(body(data, 3, upload_id=b"V" * 16)).records[0])
+    bodies, rest = pieces(whole, [1, 1])
+    async with world(**NEW) as it:
+        client = it.connect()
+        await client.hello()
+        for name, missing in ((UPLOAD, 1), (b"V" * 16, 3)):
+            await client.send_parts(b"T" * 16, bodies)
+            refused = (await client.ask(vote=pb.Vote(transaction_id=b"T" * 16, transaction=rest, parts=2))).failure
+            assert (refused.reason, refused.oid) == (pb.NO_UPLOAD, oid(missing))
+            await client.send_parts(b"T" * 16, bodies)
+            commit = pb.Commit(transaction_id=b"T" * 16, transaction=rest, parts=2)
+            refused = (await client.ask(commit=commit)).failure
+            assert (refused.reason, refused.oid) == (pb.NO_UPLOAD, oid(missing))
+            await send(client, chunks(data, name))
+        await client.send_parts(b"T" * 16, bodies)
+        assert (await client.ask(vote=pb.Vote(transaction_id=b"T" * 16, transaction=rest, parts=2))).HasField(
+            "vote"
+        )
+        tid = (await client.ask(finish=pb.Finish(transaction_id=b"T" * 16))).committed.tid
+        assert await read(client, 1, tid) == await read(client, 3, tid) == data

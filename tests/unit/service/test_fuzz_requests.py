@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import grpc
 import grpc.aio
 import pytest
@@ -38,6 +39,8 @@ KINDS = {
     "read_barrier": "read_point",
     "read_transactions": "transactions",
     "size": "size",
+    "blob_chunk": "blob_stored",
+    "load_blob": "blob_data",
 }
 
 
@@ -109,7 +112,14 @@ def is_bad(request: pb.Request) -> bool:
         return True
     fields = getattr(request, call)
     for field, value in ((field.name, getattr(fields, field.name)) for field in fields.DESCRIPTOR.fields):
-        if field == "oid" or field == "before" or (call == "load_serial" and field == "serial"):
+        if call == "blob_chunk":
+            crc = google_crc32c.value(fields.data)
+            bad = (
+                len(fields.upload_id) != 16 or fields.crc32c != crc or fields.offset + len(fields.data) >= 1 << 63
+            )
+        elif field == "max_bytes" and call == "load_blob":
+            bad = value > 1 << 20
+        elif field == "oid" or field == "before" or (call in ("load_serial", "load_blob") and field == "serial"):
             bad = len(value) != 8
         elif field in ("at_least", "start", "stop"):
             bad = len(value) not in (0, 8)

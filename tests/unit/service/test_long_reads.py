@@ -11,7 +11,7 @@ import pytest
 from raftstorage.node.engine.api import EngineError
 from raftstorage.node.engine.fragments import split
 from raftstorage.node.engine.memory import MemoryEngine
-from raftstorage.node.service import reads
+from raftstorage.node.service import long_reads
 from raftstorage.node.service.reads import Reads
 from raftstorage.proto import storage_pb2 as pb
 
@@ -88,7 +88,7 @@ async def test_a_history_is_answered_whole() -> None:
 
 @run
 async def test_a_history_is_cut_where_its_answer_would_be_too_large() -> None:
-    with mock.patch.object(reads, "MAX_PAGE_BYTES", 1000):
+    with mock.patch.object(long_reads, "MAX_PAGE_BYTES", 1000):
         answer, _turns = await read(filled(), history=pb.History(oid=p64(1), size=10_000))
     assert len(answer.history.revisions) == 500
 

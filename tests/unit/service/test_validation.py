@@ -9,6 +9,7 @@ from persistent.timestamp import TimeStamp
 from raftstorage.node.engine.memory import MemoryEngine
 from raftstorage.node.service.validation import SessionLimits, parse_transaction
 from raftstorage.node.tids import LAST_GIVEN, after
+from raftstorage.proto import HISTORY_LEVEL
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.engine.commands import entry
@@ -20,7 +21,7 @@ LAST_OID = b"\x7f" + b"\xff" * 7
 
 def parsed(*records: dict[str, Any], **fields: Any) -> pb.Transaction | pb.Failure:
     transaction = pb.Transaction(records=[pb.NewRecord(**record) for record in records], **fields)
-    return parse_transaction(transaction.SerializeToString(), LIMITS)
+    return parse_transaction(transaction.SerializeToString(), LIMITS, HISTORY_LEVEL)
 
 
 def commit(engine: MemoryEngine, transaction: pb.Transaction, tid: bytes) -> Any:
@@ -93,4 +94,4 @@ def test_what_is_at_the_limit_is_taken() -> None:
     record = {"oid": OID, "data": b"x" * 100}
     assert isinstance(parsed(record, user=b"u" * 65_536, status=b"p"), pb.Transaction)
     assert isinstance(parsed({"oid": OID, "no_data": True}, tid=b"\1" * 8), pb.Transaction)
-    assert isinstance(parse_transaction(b"\xff" * 40, LIMITS), pb.Failure)
+    assert isinstance(parse_transaction(b"\xff" * 40, LIMITS, HISTORY_LEVEL), pb.Failure)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from raftstorage.node.parts import MOST_GATHERINGS, PartGatherer, PartLimits, Parts, fragment_command
 from raftstorage.node.service.validation import SessionLimits, parse_part
-from raftstorage.proto import PART_BYTES, PART_OBJECTS
+from raftstorage.proto import HISTORY_LEVEL, PART_BYTES, PART_OBJECTS
 from raftstorage.proto import storage_pb2 as pb
 
 from tests.unit.pieces import put_together
@@ -60,7 +60,7 @@ def test_what_was_gathered_is_what_was_sent(gatherer: Gatherer) -> None:
     parts = gatherer.end(A, 4)
     assert isinstance(parts, Parts) and gatherer.weight == 0
     rest = pb.Transaction(user=b"me", records=[pb.NewRecord(oid=oid(5))], checks=[pb.Check(oid=oid(6))])
-    assert parts.complete(rest, rest.ByteSize()) is None
+    assert parts.complete(rest, rest.ByteSize(), HISTORY_LEVEL) is None
     assert list(parts.written) == [oid(n) for n in (1, 2, 3, 4, 5)] and list(parts.checked) == [oid(6)]
     commands = [pb.Command.FromString(each).fragment for each in parts.commands(b"the tid!")]
     assert [each.transaction for each in commands] == bodies
@@ -152,7 +152,7 @@ def test_the_rest_goes_with_the_parts(gatherer: Gatherer, rest: pb.Transaction, 
     gatherer.put(A, 0, part(1))
     parts = gatherer.end(A, 1)
     assert isinstance(parts, Parts)
-    refused = parts.complete(rest, 10)
+    refused = parts.complete(rest, 10, HISTORY_LEVEL)
     assert (0 if refused is None else refused.reason) == reason
 
 
@@ -165,7 +165,7 @@ def test_a_deletion_wants_a_restore_and_a_record_its_end(gatherer: Gatherer) -> 
         gatherer.put(A, 0, body)
         parts = gatherer.end(A, 1)
         assert isinstance(parts, Parts)
-        assert (parts.complete(rest, 0) is None) is fits
+        assert (parts.complete(rest, 0, HISTORY_LEVEL) is None) is fits
 
 
 def test_a_session_and_the_node_hold_only_so_much() -> None:
