@@ -82,6 +82,9 @@ class Breaker:
                     self._world.after(
                         fault.seconds, lambda name=node.name: self._network.snapshot_seconds.pop(name, None)
                     )
+            case "pile entries up at":
+                for node in nodes:
+                    node.pile_up(int(fault.number))
             case "hand over the leadership of":
                 for node in nodes:
                     node.hand_over()
@@ -162,6 +165,8 @@ class Breaker:
                 cuts = {pair for a in group for b in others for pair in ((a, b), (b, a))}
             case "silence":  # is not heard, by some clients neither
                 cuts = {(a, b) for a in group for b in others + self._chosen(fault.detail)}
+            case "silence to all but":
+                cuts = {(a, b) for a in group for b in others if b != f"n{fault.number:.0f}"}
             case "deafen":
                 cuts = {(b, a) for a in group for b in others}
             case "bridge":  # two halves that only the one in the middle connects

@@ -299,30 +299,40 @@ def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fa
 
 def _overtaken(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
     """While a snapshot is on its way to a node, one with a longer log comes to lead, and sends it the entries."""
-    node = (rng.choice(nodes),)
+    node = rng.choice(nodes)
     back = at + rng.uniform(1.0, 2.5)
-    scene = [Fault(at, rng.choice(("isolate", "part")), node, back - at)]
-    change = back + rng.uniform(0.0, 0.4)
-    scene.append(Fault(change, rng.choice((HAND_OVER, "pause")), (LEADER,), rng.uniform(0.7, 1.5)))
-    scene.append(Fault(change, "crowd the elections of", (), 1.0))
-    if rng.random() < 0.5:
-        slow = rng.choice(((), node))
-        scene.append(Fault(back - 0.1, "slow the disk of", slow, 1.5, number=rng.choice((0.05, 0.3, 1.0))))
-    return [*scene, Fault(back - 0.1, "slow the snapshots to", node, 3.0, number=rng.choice((0.1, 0.3, 0.6)))]
+    change = back + rng.uniform(0.05, 0.4)
+    piece = rng.choice((0.1, 0.3, 0.6))
+    scene = [
+        Fault(at, rng.choice(("isolate", "part")), (node,), back - at),
+        Fault(back - 0.1, "slow the snapshots to", (node,), 3.0, number=piece),
+        Fault(change, "crowd the elections of", (), 1.5),
+    ]
+    if rng.random() < 0.3:
+        scene.append(Fault(change, HAND_OVER, (LEADER,), 0.0))
+    else:  # the others do not hear what it has committed last; the snapshot holds it
+        silence = rng.uniform(0.05, 0.4)
+        scene.append(Fault(change - silence, "silence to all but", (LEADER,), silence + 0.1, number=node))
+        scene.append(Fault(change, "pause", (LEADER,), rng.uniform(0.7, 1.5)))
+    if rng.random() < 0.6:
+        slow = rng.choice(((), (node,), (node,)))
+        scene.append(Fault(back - 0.1, "slow the disk of", slow, 2.5, number=rng.choice((0.05, 0.3, 1.0))))
+    return scene
 
 
 def _long_tail(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
-    """A leader is cut off with most of the clients, whose entries nobody else gets, and comes back to logs that
-    were cut and are shorter than its own."""
-    clients = "".join("0" if n == rng.randrange(MOST_CLIENTS) else "1" for n in range(MOST_CLIENTS))
+    """A leader is cut off with many entries that nobody else gets, and comes back to logs that were cut and are
+    shorter than its own. Its disk may be writing them still."""
     seconds = rng.uniform(0.8, 2.0)
     scene = [
-        Fault(at, "split", (LEADER,), seconds, clients),
+        Fault(at, "split", (LEADER,), seconds, _some_clients(rng)),
         Fault(at, "crowd the elections of", (), seconds),
+        Fault(at + 0.02, "pile entries up at", (LEADER,), 0.0, number=rng.randrange(5, 40)),
     ]
     if rng.random() < 0.6:
-        slow = Fault(at + seconds - rng.uniform(0.0, 0.5), "slow the disk of", (LEADER,), 1.5)
-        scene.append(replace(slow, number=rng.choice((0.05, 0.3, 1.0))))
+        slow = rng.choice((0.3, 1.0, 3.0))
+        scene.append(Fault(at + 0.05, "slow the disk of", (LEADER,), seconds + 1.0, number=slow))
+        scene.append(Fault(at + 0.1, "pile entries up at", (LEADER,), 0.0, number=rng.randrange(5, 40)))
     return scene
 
 

@@ -33,6 +33,7 @@ from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 from raftstorage.proto import HISTORY_LEVEL
+from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation.around import Crash, Peer, Timeouts, Uneven, Wire
 from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
@@ -282,6 +283,16 @@ class SimNode:
         """An operator asks it to."""
         if self.loop is not None:
             self.loop.call_soon(lambda: self.loop and self.loop.create_task(self._hand_over()))
+
+    def pile_up(self, count: int) -> None:
+        """Many ask for oids at once."""
+        allocate = pb.Command(allocate=pb.AllocateCommand(count=1)).SerializeToString()
+        if self.loop is None or self.loop.paused:
+            return
+        try:
+            self.loop.run(lambda: self.driver.propose_many([allocate] * count))
+        except NotLeader as error:
+            self.world.say(f"{self.name} gets no entries: {error}")
 
     async def _hand_over(self) -> None:
         try:
