@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from raftstorage.node.raft.types import Role
 
@@ -10,6 +11,7 @@ from tests.simulation.around import Crash
 from tests.simulation.faults import LEADER, Fault
 from tests.simulation.network import Network
 from tests.simulation.node import SimNode
+from tests.simulation.orders import hand_over, pile_up
 from tests.simulation.world import SimLoop, World
 
 
@@ -47,6 +49,12 @@ class Breaker:
                 for node in nodes:
                     node.kill(power=fault.kind != "kill")
                     self._start_later(node, fault.seconds * self._rng.uniform(0.5, 1.5))
+            case "kill all but the leader and":
+                spared = self._whom(replace(fault, nodes=(LEADER,)))
+                for node in self._nodes.values():
+                    if node not in nodes and node.id not in spared:
+                        node.kill()
+                        self._start_later(node, fault.seconds)
             case "kill at a point" | "cut the power of at a point":
                 for node in nodes:
                     power = not fault.kind.startswith("kill")
@@ -82,12 +90,18 @@ class Breaker:
                     self._world.after(
                         fault.seconds, lambda name=node.name: self._network.snapshot_seconds.pop(name, None)
                     )
+            case "do not cut the log of":
+                for node in nodes:
+                    node.keep_all_until = self._world.now + fault.seconds
+            case "cut the log of":
+                for node in nodes:
+                    node.cut_until = self._world.now + fault.seconds
             case "pile entries up at":
                 for node in nodes:
-                    node.pile_up(int(fault.number))
+                    pile_up(node, int(fault.number))
             case "hand over the leadership of":
                 for node in nodes:
-                    node.hand_over()
+                    hand_over(node)
             case "flip a bit of":
                 for node in nodes:
                     self._flip(node)
@@ -165,8 +179,6 @@ class Breaker:
                 cuts = {pair for a in group for b in others for pair in ((a, b), (b, a))}
             case "silence":  # is not heard, by some clients neither
                 cuts = {(a, b) for a in group for b in others + self._chosen(fault.detail)}
-            case "silence to all but":
-                cuts = {(a, b) for a in group for b in others if b != f"n{fault.number:.0f}"}
             case "deafen":
                 cuts = {(b, a) for a in group for b in others}
             case "bridge":  # two halves that only the one in the middle connects

@@ -243,7 +243,6 @@ MUTANTS: list[Mutant] = [
     changes.keeps_a_log_that_the_snapshot_contradicts,
     changes.forgets_a_snapshots_membership,
     changes.applies_behind_a_snapshot_that_is_not_written,
-    changes.takes_an_old_write_for_a_restored_log,
     growth.does_not_finish_an_installation,
     growth.cuts_the_log_without_a_base,
     growth.cleans_more_than_was_forgotten,
