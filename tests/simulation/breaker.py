@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from raftstorage.node.raft.types import Role
 
@@ -87,9 +88,7 @@ class Breaker:
             case "slow the snapshots to":
                 for node in nodes:
                     self._network.snapshot_seconds[node.name] = fault.number
-                    self._world.after(
-                        fault.seconds, lambda name=node.name: self._network.snapshot_seconds.pop(name, None)
-                    )
+                    self._world.after(fault.seconds, partial(self._network.snapshot_seconds.pop, node.name, 0.0))
             case "do not cut the log of":
                 for node in nodes:
                     node.keep_all_until = self._world.now + fault.seconds

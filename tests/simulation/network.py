@@ -125,7 +125,7 @@ class Network:
                 return None
             if life is None:
                 life = host.loop
-                life.call_soon(lambda host=host: copied.append(host.copy_database()))  # type: ignore[misc]
+                life.call_soon(lambda host=host: copied.append(host.copy_database()))
         return copied[0] if copied else None
 
     # ---- streams --------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ class World:
         self.errors: list[str] = []  # exceptions that nobody caught: always a fault
         self.loops: dict[SimLoop, Callable[[int], None]] = {}  # and what to call when its process ends by itself
         self._graveyard: list[SimLoop] = []
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._hash = hashlib.sha256()
         self._trace = trace
@@ -137,10 +137,10 @@ class World:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def at(self, when: float, do: Callable[[], None]) -> None:
+    def at(self, when: float, do: Callable[[], object]) -> None:
         heapq.heappush(self._events, (max(when, self.now), next(self._order), do))
 
-    def after(self, delay: float, do: Callable[[], None]) -> None:
+    def after(self, delay: float, do: Callable[[], object]) -> None:
         self.at(self.now + delay, do)
 
     def new_loop(self, name: str, ended: Callable[[int], None]) -> SimLoop:
