@@ -258,7 +258,7 @@ def _grow_and_cut(rng: random.Random, at: float, nodes: Sequence[int]) -> list[F
     if rng.random() < 0.7:
         what = rng.choice(("demote", "remove", "remove"))
         changes.append(Fault(at + rng.uniform(1.2, 2.0), MEMBERSHIP, (LEADER,), 0.0, what, rng.randrange(60)))
-    meanwhile = rng.choice(changes[1:]).at + rng.uniform(0.0, 0.02)
+    meanwhile = rng.choice(changes).at + rng.uniform(0.0, 0.02)
     seconds = rng.uniform(0.5, 3.0)
     kind = rng.choice(("split", "split", "part", "silence", "isolate", "kill"))
     gone = Fault(meanwhile, kind, (LEADER,), seconds, _some_clients(rng) if kind in ("split", "silence") else "")

@@ -24,6 +24,7 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "cleans_more_than_was_forgotten": ("kill", "left behind"),
     "installs_before_it_is_written": ("left behind",),
     "lets_removed_nodes_disturb": ("grow and cut",),
+    "tells_an_id_that_may_be_lost": ("grow and cut",),
     "goes_on_with_another_attempts_fragments": ("torn run",),
     "shows_fragments_that_nothing_followed": ("torn run",),
     "commits_older_terms": ("slow then cut",),

@@ -234,6 +234,7 @@ MUTANTS: list[Mutant] = [
     growth.resets_the_log_before_the_database_switch,
     growth.forgets_the_snapshots_term,
     growth.lets_removed_nodes_disturb,
+    growth.tells_an_id_that_may_be_lost,
     changes.changes_voters_in_one_step,
     changes.elects_with_one_majority_while_joint,
     changes.leaves_joint_before_it_is_committed,
