@@ -83,6 +83,13 @@ class Members:
         ):
             await self._next_change()
 
+    async def _certain(self) -> None:
+        """When it returns, what the membership says is committed. Errors as `change`."""
+        async with asyncio.timeout(CHANGE_SECONDS):
+            await self._settled()
+        if self._driver.role is not Role.LEADER:
+            raise NotLeader("leadership was lost while a change was under way")
+
     async def _next_change(self) -> None:
         if self._driver.role is not Role.LEADER and self.membership.is_joint:
             raise LeadershipLost("leadership was lost while the change was under way; another leader finishes it")
@@ -121,8 +128,10 @@ class Members:
     async def admit(self, address: str, instance: str, version: int) -> tuple[Member, int]:
         """Lets an empty node in as a learner; the member, and the one at its address that it is to replace, or 0.
 
-        Errors as `change`.
+        Errors as `change`. A node is told its id only when the entry that has it is committed, also if it asks
+        twice. So an id that is lost with its leader was nobody's, and may be given again.
         """
+        await self._certain()
         known = self.admitted(instance)
         lost = next((m.node_id for m in self.membership.members if m.address == address and m is not known), 0)
         if known is not None:
@@ -144,6 +153,7 @@ class Members:
 
     async def promote(self, node_id: int, replaces: int = 0) -> Membership:
         """Gives a learner that has caught up a vote, in the place of the member `replaces` (0: nobody)."""
+        await self._certain()
         member = self._known(node_id)
         gone = frozenset({self._known(replaces).node_id} if replaces else ())
         if member.role is MemberRole.VOTER and not gone:

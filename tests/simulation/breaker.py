@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 
 from raftstorage.node.raft.types import Role
 
@@ -10,6 +12,7 @@ from tests.simulation.around import Crash
 from tests.simulation.faults import LEADER, Fault
 from tests.simulation.network import Network
 from tests.simulation.node import SimNode
+from tests.simulation.orders import hand_over, pile_up
 from tests.simulation.world import SimLoop, World
 
 
@@ -47,6 +50,12 @@ class Breaker:
                 for node in nodes:
                     node.kill(power=fault.kind != "kill")
                     self._start_later(node, fault.seconds * self._rng.uniform(0.5, 1.5))
+            case "kill all but the leader and":
+                spared = self._whom(replace(fault, nodes=(LEADER,)))
+                for node in self._nodes.values():
+                    if node not in nodes and node.id not in spared:
+                        node.kill()
+                        self._start_later(node, fault.seconds)
             case "kill at a point" | "cut the power of at a point":
                 for node in nodes:
                     power = not fault.kind.startswith("kill")
@@ -76,9 +85,22 @@ class Breaker:
             case "change the members at":
                 for node in nodes:
                     self.change_members(node, fault.detail, int(fault.number))
+            case "slow the snapshots to":
+                for node in nodes:
+                    self._network.snapshot_seconds[node.name] = fault.number
+                    self._world.after(fault.seconds, partial(self._network.snapshot_seconds.pop, node.name, 0.0))
+            case "do not cut the log of":
+                for node in nodes:
+                    node.keep_all_until = self._world.now + fault.seconds
+            case "cut the log of":
+                for node in nodes:
+                    node.cut_until = self._world.now + fault.seconds
+            case "pile entries up at":
+                for node in nodes:
+                    pile_up(node, int(fault.number))
             case "hand over the leadership of":
                 for node in nodes:
-                    node.hand_over()
+                    hand_over(node)
             case "flip a bit of":
                 for node in nodes:
                     self._flip(node)
@@ -92,6 +114,7 @@ class Breaker:
         self._over = True
         self._cuts.clear()
         self._network.heal()
+        self._network.snapshot_seconds.clear()
         for loop in self._paused:
             loop.paused = False
         for node in self._nodes.values():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from raftstorage.client.cluster.errors import ClientDisconnected, StorageFull
-from raftstorage.node.disk_space import KNOWN_SECONDS, LOOK_SECONDS
+from raftstorage.node.disk_space import KNOWN_SECONDS, LOOK_SECONDS, Room
 
 from tests.simulation.client import Refused
 from tests.simulation.disk import PLENTY
@@ -16,8 +16,6 @@ from tests.simulation.world import Violation, World
 
 #: An attempt to hand over, the next one, and what messages take.
 MOVE_SECONDS = 2 * (KNOWN_SECONDS + LOOK_SECONDS)
-#: Every node has looked at its disk then.
-LOOKED_SECONDS = 2 * LOOK_SECONDS
 FILL = RESERVE // 2
 
 #: Runs a client's work to its end; Violation with the text when it has none.
@@ -44,17 +42,28 @@ def fill_disks(world: World, nodes: Mapping[int, SimNode], workload: Workload, u
     world.say("-- all disks fill up")
     for node in nodes.values():
         node.files.left = FILL
-    world.run(world.now + LOOKED_SECONDS)
+    _notice(world, nodes, has_room=False)
     until(workload, _refused(workload), "a write ends in nothing while all disks are full")
     for node in nodes.values():
         node.files.left = PLENTY
-    world.run(world.now + LOOKED_SECONDS)
+    _notice(world, nodes, has_room=True)
 
 
 def _leader(nodes: Mapping[int, SimNode]) -> SimNode | None:
     """The one of the highest term, if it is ready."""
     leading = [node for node in nodes.values() if node.up and node.driver.is_ready_leader]
     return max(leading, key=lambda node: node.driver.term, default=None)
+
+
+def _notice(world: World, nodes: Mapping[int, SimNode], *, has_room: bool) -> None:
+    """All know how much room they have; one may look at a disk that was slow a moment ago."""
+
+    def noticed() -> bool:
+        return all((node.disk.gauge.room is Room.AMPLE) is has_room for node in nodes.values())
+
+    world.run(world.now + MOVE_SECONDS, noticed)
+    if not noticed():
+        raise Violation(f"nodes do not notice that there is {'' if has_room else 'no '}room")
 
 
 async def _refused(workload: Workload) -> None:

@@ -45,6 +45,7 @@ CRASH_POINTS = (
     "before part",
     "after part",
     "between fragments",
+    "within a run of fragments",
 )
 #: Those that a snapshot passes, on its way to a node that was left behind.
 SNAPSHOT_POINTS = (
@@ -98,12 +99,16 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     if not CHANGING_KINDS.isdisjoint(mix):  # who is a majority later on cannot be known here
         spared = list(nodes)
     found: list[Fault] = []
+    undisturbed: dict[str, float] = {}  # until when a scene goes on that another one would end
     at = 0.0
     while True:
         at += rng.expovariate(rate)
         if at >= seconds:
             return sorted(found, key=lambda fault: fault.at)
         kind = rng.choices(mix, weights)[0]
+        if at < undisturbed.get(kind, 0.0):
+            continue
+        undisturbed[kind] = at + ALONE.get(kind, 0.0)
         scene = SCENES[kind](rng, at, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
         found += [each for each in scene if each.kind != "flip a bit of" or each.nodes[0] not in spared]
 
@@ -253,7 +258,7 @@ def _grow_and_cut(rng: random.Random, at: float, nodes: Sequence[int]) -> list[F
     if rng.random() < 0.7:
         what = rng.choice(("demote", "remove", "remove"))
         changes.append(Fault(at + rng.uniform(1.2, 2.0), MEMBERSHIP, (LEADER,), 0.0, what, rng.randrange(60)))
-    meanwhile = rng.choice(changes[1:]).at + rng.uniform(0.0, 0.02)
+    meanwhile = rng.choice(changes).at + rng.uniform(0.0, 0.02)
     seconds = rng.uniform(0.5, 3.0)
     kind = rng.choice(("split", "split", "part", "silence", "isolate", "kill"))
     gone = Fault(meanwhile, kind, (LEADER,), seconds, _some_clients(rng) if kind in ("split", "silence") else "")
@@ -297,13 +302,70 @@ def _left_behind(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fa
     return scene
 
 
+def _overtaken(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """While a snapshot is on its way to a node, one with a longer log comes to lead, and sends it the entries."""
+    node = rng.choice(nodes)
+    back = at + rng.uniform(1.0, 2.5)
+    change = back + rng.uniform(0.2, 0.8)
+    piece = rng.choice((0.3, 0.6, 0.9, 1.2))
+    scene = [
+        Fault(at, "do not cut the log of", (), back - at + 3.0),
+        Fault(back - 0.6, "cut the log of", (LEADER,), 3.0),
+        Fault(at, rng.choice(("isolate", "part")), (node,), back - at),
+        Fault(back - 0.1, "slow the snapshots to", (node,), 2.0, number=piece),
+        Fault(change, "crowd the elections of", (), 1.5),
+    ]
+    if rng.random() < 0.3:
+        scene.append(Fault(change, HAND_OVER, (LEADER,), 0.0))
+    else:  # those who start do not know yet how much is committed; the snapshot may hold more than that
+        scene.append(Fault(change, "kill all but the leader and", (node,), 0.05))
+        scene.append(Fault(change, "pause", (LEADER,), rng.uniform(1.0, 2.5)))
+    if rng.random() < 0.8:
+        slow = rng.choice(((), (node,), (node,), (node,)))
+        scene.append(
+            Fault(
+                change + rng.uniform(0.2, 0.8), "slow the disk of", slow, 2.0, number=rng.choice((0.3, 1.0, 2.0))
+            )
+        )
+    return scene
+
+
+def _long_tail(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """A leader is cut off with many entries that nobody else gets, and comes back to logs that were cut and are
+    shorter than its own. Its disk may be writing them still."""
+    seconds = rng.uniform(0.8, 2.0)
+    scene = [
+        Fault(at, "split", (LEADER,), seconds, _some_clients(rng)),
+        Fault(at, "crowd the elections of", (), seconds),
+        Fault(at + 0.02, "pile entries up at", (LEADER,), 0.0, number=rng.randrange(5, 40)),
+    ]
+    if rng.random() < 0.6:
+        slow = rng.choice((0.3, 1.0, 3.0))
+        scene.append(Fault(at + 0.05, "slow the disk of", (LEADER,), seconds + 1.0, number=slow))
+        scene.append(Fault(at + 0.1, "pile entries up at", (LEADER,), 0.0, number=rng.randrange(5, 40)))
+    return scene
+
+
+def _torn_run(rng: random.Random, at: float, nodes: Sequence[int]) -> list[Fault]:
+    """A leader dies before all of a large transaction is sent; another one comes to lead with some of it."""
+    kind = rng.choice(("kill", "cut the power of"))
+    passes = rng.randrange(8)
+    dies = Fault(at, f"{kind} at a point", (LEADER,), rng.uniform(0.5, 2.0), "within a run of fragments", passes)
+    return [dies, Fault(at + 0.01, "crowd the elections of", (), 2.0)]
+
+
 SCENES: dict[str, Callable[[random.Random, float, Sequence[int]], list[Fault]]] = {
     "slow then cut": _slow_then_cut,
     "contest": _contest,
     "stale leader": _stale_leader,
     "grow and cut": _grow_and_cut,
     "left behind": _left_behind,
+    "overtaken": _overtaken,
+    "long tail": _long_tail,
+    "torn run": _torn_run,
 }
+#: Scenes of which there is one at a time, and for how long.
+ALONE = {"overtaken": 4.5}
 #: What changes the membership, and what has nodes need snapshots.
 CHANGING = ("membership", "grow and cut", "left behind")
 CHANGING_KINDS = frozenset({"membership", "grow and cut"})

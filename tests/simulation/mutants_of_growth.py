@@ -31,6 +31,15 @@ def begins_a_second_change() -> AbstractContextManager[object]:
     return changes.together(changes.begins_a_second_change(), mock.patch.object(Members, "_settled", settled))
 
 
+def tells_an_id_that_may_be_lost() -> AbstractContextManager[object]:
+    """Who asks to be let in for the second time is answered out of the log, committed or not."""
+
+    async def certain(self: Members) -> None:
+        return
+
+    return mock.patch.object(Members, "_certain", certain)
+
+
 def lets_removed_nodes_disturb() -> AbstractContextManager[object]:
     """Nobody asks first whether votes would be given, and who asks for them is heard though a leader is."""
     original = election.campaign

@@ -55,6 +55,9 @@ class Network:
         self.hosts: dict[int, Host] = {}
         self.weather = Weather()
         self.cuts: set[tuple[str, str]] = set()  # (from, to): "n1", "c2"
+        self.snapshot_seconds: dict[
+            str, float
+        ] = {}  # to these nodes each piece of a snapshot takes so long, about
         self._pipes: list[_Pipe] = []
 
     def delay(self) -> float:
@@ -112,6 +115,7 @@ class Network:
         copied: list[tuple[SnapshotBase, Contents]] = []
         life: SimLoop | None = None
         pause = self._rng.choice((0.005, 0.005, 0.05, 0.5))  # at times it is so large that much happens meanwhile
+        pause = self.snapshot_seconds.get(to, pause)
         for _ in range(self._rng.randrange(2, 6)):
             await asyncio.sleep(self.delay() + self._rng.uniform(0.2, 1.0) * pause)
             host = self.hosts.get(source)
@@ -121,7 +125,7 @@ class Network:
                 return None
             if life is None:
                 life = host.loop
-                life.call_soon(lambda host=host: copied.append(host.copy_database()))  # type: ignore[misc]
+                life.call_soon(lambda host=host: copied.append(host.copy_database()))
         return copied[0] if copied else None
 
     # ---- streams --------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from raftstorage.node.raft.types import (
     Entry,
     FetchSnapshot,
     Message,
-    NotLeader,
     Persist,
     Role,
     RoleChange,
@@ -33,6 +32,7 @@ from raftstorage.node.service.validation import SessionLimits
 from raftstorage.node.snapshots.install import Installed, folder_name
 from raftstorage.node.wal import Wal, WalError
 from raftstorage.proto import HISTORY_LEVEL
+from raftstorage.proto import storage_pb2 as pb
 
 from tests.simulation.around import Crash, Peer, Timeouts, Uneven, Wire
 from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
@@ -52,6 +52,8 @@ KEEP_BYTES = (256, 256, 1 << 10, 8 << 10)
 CUT_SECONDS = 0.5
 RESERVE = PLENTY // 10
 SILENT_SECONDS = 1.0
+#: How an entry with a fragment begins.
+FRAGMENT = pb.Command(fragment=pb.FragmentCommand()).SerializeToString()[:1]
 #: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
 MESSAGE_ENTRIES = (1, 3, 16, 16)
 EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
@@ -86,6 +88,8 @@ class SimNode:
         self.disk_seconds = DISK_SECONDS
         self.bounds = Bounds()
         self.crash: Crash | None = None  # that is yet to strike in this life
+        self.keep_all_until = 0.0  # its log is not cut
+        self.cut_until = 0.0  # it is, as far as it can be
         self.crowded_until = 0.0  # until then its election timeouts are the shortest, as everybody's
         #: Called with the seconds to be down, None: as soon as somebody starts it again.
         self.ended_itself: Callable[[SimNode, float | None], None] = lambda node, seconds: None
@@ -199,7 +203,14 @@ class SimNode:
         self.driver.on_fetch.append(self._wanted)
         self.driver.on_installed.append(lambda: self._watcher.installed(self))
         self._fetching = None
-        compactor = Compactor(self.driver, wal, keep_bytes=self._keep_bytes, keep_seconds=1e9, every=CUT_SECONDS)
+        compactor = Compactor(
+            self.driver,
+            wal,
+            keep_bytes=min(KEEP_BYTES),
+            keep_seconds=1e9,
+            needed=self._needed_index,
+            every=CUT_SECONDS,
+        )
         self._watcher.began(self)
         self._tasks = [self.loop.create_task(self._run(compactor))]
 
@@ -207,6 +218,14 @@ class SimNode:
         await self.driver.start()
         await self.disk.start()
         await compactor.run()
+
+    def _needed_index(self) -> int | None:
+        """For `Compactor`, which cuts as much as it can: here is said how much this node keeps."""
+        if self.world.now < self.cut_until:
+            return None
+        if self.world.now < self.keep_all_until:
+            return 0
+        return self.wal.cut_point(max_bytes=self._keep_bytes)
 
     async def _in_thread(self, function: Callable[[], Done]) -> Done:
         """What takes long: done at some moment, of which the caller hears later."""
@@ -268,6 +287,8 @@ class SimNode:
 
     def send(self, message: Message) -> None:
         self.point("before send")
+        if message.entries and message.entries[-1].data.startswith(FRAGMENT):
+            self.point("within a run of fragments")
         self._watcher.sent(message)
         self._network.send(message, self.disk.room is Room.AMPLE)
         self.point("after send")
@@ -277,17 +298,6 @@ class SimNode:
         self.files.full = False
         self.files.fail_writes = self.files.fail_syncs = 0
         self.disk_seconds = DISK_SECONDS
-
-    def hand_over(self) -> None:
-        """An operator asks it to."""
-        if self.loop is not None:
-            self.loop.call_soon(lambda: self.loop and self.loop.create_task(self._hand_over()))
-
-    async def _hand_over(self) -> None:
-        try:
-            await self.driver.transfer_leader()
-        except (NotLeader, LookupError, TimeoutError) as error:
-            self.world.say(f"{self.name} does not hand over: {error!r}")
 
     # ---- snapshots -------------------------------------------------------------------------------------
 

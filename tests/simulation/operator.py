@@ -12,7 +12,7 @@ from raftstorage.node.raft.membership import MemberRole, MembershipError
 from raftstorage.node.raft.types import NotLeader
 
 from tests.simulation.node import SimNode
-from tests.simulation.world import World
+from tests.simulation.world import Violation, World
 
 #: More nodes than this a run never has, those that were removed included.
 MOST_NODES = 8
@@ -27,6 +27,8 @@ class Operator:
         self._nodes = nodes
         self._new_node = new_node
         self.changes = 0  # that came about
+        self._directories = 0  # of nodes that asked to be let in
+        self._ids: dict[int, str] = {}  # what such a node was told, and its directory
 
     def change(self, leader: SimNode, what: str, number: int) -> None:
         """`number` says which of the members that `what` may concern."""
@@ -38,7 +40,12 @@ class Operator:
         work: Callable[[], Coroutine[Any, Any, Any]] | None = None
         if what == "let in" and len(self._nodes) < MOST_NODES:
             node = leader.members.membership.highest_id + 1
-            work = partial(leader.members.admit, f"n{node}:1", f"{node:032x}", 1)
+            self._directories += 1
+            instance = f"{self._directories:032x}"
+            work = partial(leader.members.admit, f"n{node}:1", instance, 1)
+            if number % 3 == 0:  # the answer is lost, or it has no patience
+                for seconds in (0.05, 0.4):
+                    self._world.after(seconds, partial(self._ask, leader, leader.lives, work))
         elif what == "promote" and learners:
             work = partial(leader.members.promote, learners[number % len(learners)])
         elif what == "demote" and len(voters) > 1:
@@ -50,6 +57,10 @@ class Operator:
             work = partial(leader.members.promote, learners[number % len(learners)], old)
         if work is not None:
             self._world.say(f"{leader.name} is to {what}, {number}")
+            self._ask(leader, leader.lives, work)
+
+    def _ask(self, leader: SimNode, life: int, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        if leader.loop is not None and leader.lives == life:
             leader.loop.call_soon(lambda: leader.loop and leader.loop.create_task(self._carry_out(leader, work)))
 
     async def _carry_out(self, leader: SimNode, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -58,9 +69,13 @@ class Operator:
         except (NotLeader, MembershipError, NoSuchMember, LeadershipLost, TimeoutError) as error:
             self._world.say(f"{leader.name} does not change the members: {error!r}")
             return
-        self.changes += 1
-        if isinstance(outcome, tuple):
+        if not isinstance(outcome, tuple):
+            self.changes += 1
+        else:
             member = outcome[0]
+            self.changes += member.node_id not in self._ids
+            if self._ids.setdefault(member.node_id, member.instance) != member.instance:
+                raise Violation(f"two nodes are told that they are node {member.node_id}")
             # Not in here, where the leader's loop is the one that runs.
             self._world.after(0.0, lambda: self._begin(member.node_id))
         self._world.say(f"{leader.name} has changed the members")

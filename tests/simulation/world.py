@@ -34,7 +34,7 @@ class Violation(AssertionError):
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """asyncio over the world's clock. The world calls `turn` when `due` has come."""
+    """asyncio over the world's clock. The world calls `turn` when there is something to do."""
 
     _ready: deque[Any]
     _scheduled: list[Any]  # a heap of asyncio.TimerHandle
@@ -55,11 +55,12 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         return self.call_soon(callback, *args, context=context)
 
-    def due(self) -> float:
-        """When the next callback is to run."""
-        if self._ready:
-            return self._world.now
-        return self._scheduled[0]._when if self._scheduled else NEVER
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
 
     def turn(self) -> None:
         """Runs what is due, and what follows from it at once. Exit comes through.
@@ -115,7 +116,7 @@ class World:
         self.errors: list[str] = []  # exceptions that nobody caught: always a fault
         self.loops: dict[SimLoop, Callable[[int], None]] = {}  # and what to call when its process ends by itself
         self._graveyard: list[SimLoop] = []
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
         self._hash = hashlib.sha256()
         self._trace = trace
@@ -136,10 +137,10 @@ class World:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def at(self, when: float, do: Callable[[], None]) -> None:
+    def at(self, when: float, do: Callable[[], object]) -> None:
         heapq.heappush(self._events, (max(when, self.now), next(self._order), do))
 
-    def after(self, delay: float, do: Callable[[], None]) -> None:
+    def after(self, delay: float, do: Callable[[], object]) -> None:
         self.at(self.now + delay, do)
 
     def new_loop(self, name: str, ended: Callable[[int], None]) -> SimLoop:
@@ -162,7 +163,10 @@ class World:
             moment = events[0][0] if events else NEVER
             chosen: SimLoop | None = None
             for loop in self.loops:
-                if not loop.paused and (due := loop.due()) < moment:
+                if loop.paused or not (loop._ready or loop._scheduled):
+                    continue
+                due = self.now if loop._ready else loop._scheduled[0]._when
+                if due < moment:
                     moment, chosen = due, loop
             if moment == NEVER:
                 raise Violation("nothing will ever happen again")
