@@ -1,7 +1,7 @@
 """ZODB's own storage tests while the cluster's leader is killed again and again: an application sees none of it.
 
 CI runs those that take longest, so that each has several leaders; `--thorough` runs all of them. ZODB's races of
-loads and invalidations run once more with caches in files, which each thread's storages take over from one another.
+loads and invalidations run once more with caches in files, which a thread's storages take over from one another.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What applications and tools call on a storage though no interface names it: methods of ZODB's own storages and
-of ZEO's client. Each is there, or has a reason not to be; docs/moving.md tells users of those that they may miss."""
+of ZEO's client. Each is there, or has a reason not to be; docs/moving.md tells users of those they may miss."""
 
 from __future__ import annotations
 
