@@ -137,6 +137,11 @@ class ClientStorage(
     def sortKey(self) -> str:  # noqa: N802
         return f"raftstorage:{self.cluster.cluster_id}"
 
+    def is_connected(self, test: bool = False) -> bool:
+        """Whether any node is in reach, as ZEO's users ask it. Writes need a leader besides. `test`: as ZEO's,
+        for nothing."""
+        return self.cluster.is_connected()
+
     def isReadOnly(self) -> bool:  # noqa: N802
         return self._read_only
 
@@ -263,13 +268,14 @@ class ClientStorage(
         return tid
 
     def copyTransactionsFrom(  # noqa: N802
-        self, other: Any, *, progress: Callable[[int, int], object] | None = None
+        self, other: Any, verbose: object = 0, *, progress: Callable[[int, int], object] | None = None
     ) -> None:
         """Restores all transactions of another storage, in order, with their tids and metadata.
 
         Blobs come along, if the other storage has any. Many are under way at once; after a failover it goes on
-        where it was. `progress(transactions, bytes)` is called after each. Records are copied as they are; a
-        storage that already has later transactions refuses (StorageTransactionError).
+        where it was. `progress(transactions, bytes)` is called after each; `verbose`, which other storages take,
+        is for nothing. Records are copied as they are; a storage that already has later transactions refuses
+        (StorageTransactionError).
         """
         self._want_writable()
         with self._commit_lock, as_zodb():

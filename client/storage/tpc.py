@@ -143,7 +143,7 @@ class Begun:
                 if self._resolve(failure):
                     resolved[failure.oid] = None
         cluster.metrics.conflict("write")
-        raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
+        raise self._conflict(conflicts[0])
 
     def _reserve(self) -> tuple[Body, pb.Event, str]:
         """What was asked for, the leader's reply, and its address."""
@@ -182,7 +182,7 @@ class Begun:
         # of blobs are not merged.
         if base == Z64 or record.no_data or not failure.data or record.blob is not None:
             metrics.conflict("write")
-            raise conflict(failure, record.data)
+            raise self._conflict(failure)
         try:
             data = self.storage.tryToResolveConflict(failure.oid, committed, base, record.data, failure.data)
         except POSException.ConflictError:
@@ -191,6 +191,11 @@ class Begun:
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
         return True
+
+    def _conflict(self, failure: pb.Failure) -> Exception:
+        """With the record that was refused as the application's class pickled it, not as a wrapper stores it."""
+        data = self._records[failure.oid].data
+        return conflict(failure, self.storage._crs_untransform_record_data(data) if data else None)
 
     def abort(self) -> None:
         if self._asked:
