@@ -1,4 +1,4 @@
-"""What an application on Zope does with blobs, as plone.namedfile does it: the test's Zopes load it as a package."""
+"""What an application on Zope does with blobs, as plone.namedfile does it; the Zopes of the tests load it."""
 
 from __future__ import annotations
 

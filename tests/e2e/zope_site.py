@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 import urllib.parse
-import urllib.request
 from email.message import Message
 from pathlib import Path
 from typing import IO, NamedTuple
+from urllib.request import Request, urlopen
 
 from raftstorage.ops.child import PARENT_VARIABLE
 
@@ -61,12 +61,12 @@ class Browser:
             self._headers["Authorization"] = f"Basic {credentials}"
 
     def get(self, path: str) -> Answer:
-        return self._ask(urllib.request.Request(f"{self._url}/{path}", headers=self._headers))
+        return self._ask(path)
 
     def post(self, path: str, fields: dict[str, str | list[str]]) -> Answer:
         """Sends a form."""
         data = urllib.parse.urlencode(fields, doseq=True).encode()
-        return self._ask(urllib.request.Request(f"{self._url}/{path}", data, self._headers))
+        return self._ask(path, data)
 
     def upload(self, path: str, fields: dict[str, str], data: bytes) -> Answer:
         """Sends a form with a file named `file`."""
@@ -81,11 +81,12 @@ class Browser:
         )
         body = "".join(parts).encode() + data + f"\r\n--{boundary}--\r\n".encode()
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-        return self._ask(urllib.request.Request(f"{self._url}/{path}", body, headers | self._headers))
+        return self._ask(path, body, headers)
 
-    def _ask(self, request: urllib.request.Request) -> Answer:
+    def _ask(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+        request = Request(f"{self._url}/{path}", body, self._headers | (headers or {}))  # noqa: S310 - its own Zope
         begun = time.monotonic()
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
+        with urlopen(request, timeout=ANSWER_SECONDS) as reply:  # noqa: S310
             return Answer(reply.read(), reply.headers, time.monotonic() - begun)
 
 
@@ -118,7 +119,7 @@ def undo(manager: Browser, *chosen: Undoable) -> Answer:
 
 
 class Zope:
-    """An instance that mkwsgiinstance makes in `home`, with the documented lines for the cluster at `addresses`."""
+    """An instance that mkwsgiinstance makes in `home`, with the documented lines for a cluster's `addresses`."""
 
     def __init__(self, home: Path, addresses: str) -> None:
         self.home = home
@@ -150,6 +151,7 @@ class Zope:
     def start(self) -> None:
         """Returns when it takes connections: it says on which port then."""
         assert self._process is None, "it runs"
+        # What `runwsgi` runs, as a process that ends with this one however it ends.
         command = [
             sys.executable,
             "-m",
