@@ -7,6 +7,7 @@ or a URI that zodburi knows. A cluster is given by its addresses.
 from __future__ import annotations
 
 import heapq
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -172,8 +173,11 @@ class Target(Place):
             source,
             tempfile.NamedTemporaryFile(dir=self.storage.temporaryDirectory(), delete=False) as file,
         ):
-            while data := source.read(1 << 20):
-                file.write(data)
+            try:
+                shutil.copyfileobj(source, file, 1 << 20)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
         return file.name
 
 
