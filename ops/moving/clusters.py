@@ -39,8 +39,11 @@ class ClusterPlace(Target):
             stack.callback(storage.close)
             storage.sync()
             super().__init__(f"the database at {addresses}", storage)
-            self.packed = storage.lastPack()
             self._closing = stack.pop_all()
+
+    def packed(self) -> bytes:
+        """It may be packed while it is read, and may have come from a database that was packed before."""
+        return max(bytes(self.storage.lastPack()), super().packed())
 
     def take(
         self, transactions: Iterable[Any], open_blob: OpenBlob | None, progress: Callable[[], object]
