@@ -64,31 +64,39 @@ class Missing:
         """Different when one of them must be there. Reads the place once, if there are any."""
         if not self._newest:
             return
-        suspicious: dict[int, str] = {}
+        needed: dict[int, str] = {}
+        older: dict[int, str] = {}
         for transaction in self._place.transactions():
             tid = int.from_bytes(transaction.tid)
             for record in last_records(transaction).values():
-                self._look_at(int.from_bytes(record.oid), tid, record.data, suspicious)
-        for oid, why in suspicious.items():
+                self._look_at(int.from_bytes(record.oid), tid, record.data, needed, older)
+        if self._newest.get(0, 0) % 2:
+            needed[0] = "it is the root"
+        for oid, why in (older | needed).items():
             if oid in self._newest:
-                tid = (self._newest[oid] // 2).to_bytes(8)
+                tid_text = (self._newest[oid] // 2).to_bytes(8).hex()
                 raise Different(
-                    f"{self._having} has object {oid.to_bytes(8).hex()} of transaction {tid.hex()}, "
+                    f"{self._having} has object {oid.to_bytes(8).hex()} of transaction {tid_text}, "
                     f"{self._place.name} has not, and no pack can have taken it: {why}"
                 )
 
-    def _look_at(self, oid: int, tid: int, data: bytes | None, suspicious: dict[int, str]) -> None:
+    def _look_at(
+        self, oid: int, tid: int, data: bytes | None, needed: dict[int, str], older: dict[int, str]
+    ) -> None:
         """A record that is there."""
         missing = self._newest.get(oid)
         if missing is not None:
-            if missing // 2 < tid <= int.from_bytes(self._packed):
+            if tid < missing // 2:
+                older[oid] = f"an older revision is there, {tid.to_bytes(8).hex()}"
+            elif tid <= int.from_bytes(self._packed):
                 del self._newest[oid]
-            elif tid < missing // 2 or missing % 2:
-                suspicious[oid] = f"another revision of it is there, {tid.to_bytes(8).hex()}"
+            else:
+                # Undoing something from before the pack brought it back: a FileStorage keeps what that repeats.
+                older.pop(oid, None)
         for each in references(data):
             target = int.from_bytes(each)
             if self._newest.get(target, 0) % 2:
-                suspicious.setdefault(target, f"object {oid.to_bytes(8).hex()} refers to it")
+                needed.setdefault(target, f"object {oid.to_bytes(8).hex()} refers to it")
 
 
 def references(data: bytes | None) -> list[bytes]:

@@ -181,7 +181,7 @@ class Target(Place):
         if not IBlobStorageRestoreable.providedBy(self.storage):
             raise CommandError(
                 f"{self.name} takes no blobs, and object {record.oid.hex()} of transaction {record.tid.hex()} is "
-                "one: what came before it is there. A Data.fs needs --blob-dir"
+                "one: what came before it is there. It needs a directory for blobs (--blob-dir for a Data.fs)"
             )
         try:
             source = open_blob(record.oid, record.tid)

@@ -28,7 +28,7 @@ BLOBS = 6
 
 
 def make_with_blobs(path: Path) -> tuple[Path, Path]:
-    """The file, and its directory of blobs: of several sizes, changed, undone (once with its creation), and empty."""
+    """The file, and its directory of blobs: of several sizes, changed, undone (one with its creation), empty."""
     blobs = path.with_name(path.name + "-blobs")
     db = ZODB.DB(FileStorage(str(path), blob_dir=str(blobs)))
     with db.transaction() as connection:
