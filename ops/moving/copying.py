@@ -15,7 +15,7 @@ from ZODB.POSException import POSKeyError
 from .comparing import Counts, Side, compare
 from .current import CurrentRevisions
 from .packed import Different
-from .places import Place, Target
+from .places import Place, Target, last_records
 from .showing import Bars
 
 Z64 = b"\0" * 8
@@ -115,7 +115,7 @@ class _Checked:
 
     def _look_at(self, transaction: Any) -> Counts:
         counts = Counts(transactions=1)
-        for record in transaction:
+        for record in last_records(transaction).values():
             counts.records += 1
             counts.bytes += len(record.data or b"")
             if is_blob_record(record.data):
