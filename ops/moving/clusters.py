@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -21,7 +22,8 @@ BLOB_BYTES = 256 << 20
 class ClusterPlace(Target):
     """`addresses`: as ClientStorage takes them. It has seen everything that was committed before it was opened.
 
-    Blobs that are read pass through a temporary directory, which holds about BLOB_BYTES of them.
+    Blobs that are read pass through a temporary directory, which holds about BLOB_BYTES of them, or less if the
+    disk has no room.
     """
 
     def __init__(self, addresses: str, wait_timeout: float, *, read_only: bool = False) -> None:
@@ -34,7 +36,7 @@ class ClusterPlace(Target):
                 read_only=read_only,
                 cache_size=CACHE_BYTES,
                 blob_dir=blobs,
-                blob_cache_size=BLOB_BYTES,
+                blob_cache_size=min(BLOB_BYTES, shutil.disk_usage(blobs).free // 4),
             )
             stack.callback(storage.close)
             storage.sync()

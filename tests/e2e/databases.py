@@ -91,12 +91,15 @@ def delete(storage: Any, oid: bytes) -> None:
 
 
 def everything(transactions: Any, open_blob: OpenBlob) -> list[tuple[Any, ...]]:
-    """Each transaction with its records, and with the digests of their blobs; records by oid. (ZEO stores a new blob
-    twice in a transaction: the last record of an object counts.)"""
+    """Each transaction with its records, by oid, and the digests of their blobs. (An application of ZEO's stores a
+    new blob twice in a transaction: an object's last record counts.)"""
     return [
         (
             each.tid, text(each.status), text(each.user), text(each.description), each.extension_bytes,
-            sorted((r.oid, r.tid, r.data, r.data_txn, digest(open_blob, r.oid, r.tid)) for r in {r.oid: r for r in each}.values()),
+            sorted(
+                (r.oid, r.tid, r.data, r.data_txn, digest(open_blob, r.oid, r.tid))
+                for r in {r.oid: r for r in each}.values()
+            ),
         )
         for each in transactions
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import ZODB
-from raftstorage.client.cluster.errors import BlobDirectoryFull
+from raftstorage.client.storage.errors import BlobDirectoryFull
 from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 
@@ -98,17 +98,14 @@ def test_an_export_whose_temporary_directory_is_full_says_which(
             env=os.environ | {"TMPDIR": str(small.path)},
         )
 
-    small.fill()
+    (small.path / "taken").write_bytes(bytes(DISK - SIZE // 2))
     told = export()
     assert told.returncode == 1
     assert f"no room in the blob directory {small.path}/raftstorage-blobs-" in told.stderr
     assert told.stderr.count("raftstorage: ") == 1
     assert "Traceback" not in told.stderr
-    assert [each.name for each in small.path.iterdir()] == ["filler"]
-    small.make_room()
-    told = export()
-    print(told.stderr)
-    assert told.returncode == 1, "two of three blobs have room, if none is removed"
+    assert [each.name for each in small.path.iterdir()] == ["taken"]
+    (small.path / "taken").unlink()
     small.make_room()
     told = export()
     assert told.returncode == 0, told.stderr
@@ -127,7 +124,7 @@ def test_an_application_goes_on_with_room(
             with root[f"blob {n}"].open() as file:
                 assert len(file.read()) == SIZE
         with pytest.raises(
-            BlobDirectoryFull, match=r"no room in the blob directory .*/small/blobs for the blob of"
+            BlobDirectoryFull, match=r"no room in the blob directory .*/small/blobs/? for the blob of"
         ):
             root["blob 2"].open()
         assert whole_files(small.path, source[1]) == 2
@@ -141,7 +138,7 @@ def test_an_application_goes_on_with_room(
         assert whole_files(small.path, source[1]) == 3
     # Nor is there any room for a new one: it is said, and nothing of it is committed.
     small.fill()
-    with pytest.raises(OSError, match="No space left|no room"), db.transaction() as connection:
+    with pytest.raises(OSError, match=r"No space left|no room"), db.transaction() as connection:
         connection.root()["new"] = Blob(b"x" * SIZE)
     small.make_room()
     with db.transaction() as connection:

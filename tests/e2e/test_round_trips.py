@@ -16,6 +16,7 @@ import pytest
 import ZEO
 import ZODB
 import ZODB.config
+from raftstorage.ops.ports import free_ports
 from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 from ZODB.serialize import referencesf
@@ -168,17 +169,25 @@ def test_a_large_blob_needs_no_memory(cluster: LocalCluster, disk_directory: Pat
 
 @contextmanager
 def zeo_server(path: Path, blobs: Path, directory: Path) -> Iterator[tuple[Path, Any]]:
-    """A configuration file of its client, and its address."""
-    address, stop = ZEO.server(str(path), blob_dir=str(blobs), threaded=False)
+    """A process of its own (ZEO.server would fork this one, which may have threads of gRPC). A configuration file
+    of its client, and its address."""
+    address = "127.0.0.1", free_ports(1)[0]
+    (directory / "zeo-server.conf").write_text(
+        f"<zeo>\n address {address[0]}:{address[1]}\n</zeo>\n"
+        f"<filestorage>\n path {path}\n blob-dir {blobs}\n</filestorage>\n"
+    )
     config = directory / "zeo.conf"
     config.write_text(
-        f"%import ZEO\n<clientstorage>\n server {address[0]}:{address[1]}\n"
+        f"%import ZEO\n<clientstorage>\n server {address[0]}:{address[1]}\n wait-timeout 60\n"
         f" blob-dir {directory}/zeo-cache\n</clientstorage>\n"
     )
-    try:
-        yield config, address
-    finally:
-        stop()
+    with subprocess.Popen(
+        [sys.executable, "-m", "ZEO.runzeo", "-C", str(directory / "zeo-server.conf")], cwd=directory
+    ) as server:
+        try:
+            yield config, address
+        finally:
+            server.terminate()
 
 
 def test_a_zeo_server_with_blobs_moves_while_it_is_used(
