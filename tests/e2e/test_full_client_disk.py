@@ -138,7 +138,7 @@ def test_an_application_goes_on_with_room(
         assert whole_files(small.path, source[1]) == 3
     # Nor is there any room for a new one: it is said, and nothing of it is committed.
     small.fill()
-    with pytest.raises(OSError, match=r"No space left|no room"), db.transaction() as connection:
+    with pytest.raises(BlobDirectoryFull), db.transaction() as connection:
         connection.root()["new"] = Blob(b"x" * SIZE)
     small.make_room()
     with db.transaction() as connection:
