@@ -17,6 +17,8 @@ import uuid
 from typing import Any
 
 MARK = "raftstorage-drill:"
+#: After so many commits a writer leaves garbage behind.
+DRAFT_EVERY = 10
 
 
 def say(**event: Any) -> None:
@@ -49,7 +51,7 @@ def _write(db: Any, number: int, stop: threading.Event) -> None:
 
 
 def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
-    from raftstorage.ops.drill_objects import Mark
+    from raftstorage.ops.drill_objects import Draft, Mark
     from transaction.interfaces import TransientError
 
     manager = connection.transaction_manager
@@ -65,6 +67,8 @@ def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
                 manager.begin()
                 slot.latest = Mark(MARK + uid, slot.latest)
                 slot.count += 1
+                if slot.count % DRAFT_EVERY == 0:
+                    slot.draft = Draft(uid)
                 manager.commit()
                 break
             except TransientError as error:
