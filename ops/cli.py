@@ -14,6 +14,7 @@ import typer
 from raftstorage.ops import status as status_module
 from raftstorage.ops.console import guard, print_json
 from raftstorage.ops.diagnosis import diagnose, show_findings
+from raftstorage.ops.errors import require_node
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.looking_cli import log, show, undo
 from raftstorage.ops.member_cli import member_app, transfer_leader
@@ -55,6 +56,7 @@ def up(
     ] = None,
 ) -> None:
     """Run a local cluster in the foreground, until Ctrl-C."""
+    require_node("raftstorage up")
     console = Console()
     if port is None and not (directory / "cluster.json").exists():
         port = 7441

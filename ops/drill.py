@@ -22,7 +22,7 @@ from typing import IO, Any, Self
 from raftstorage.ops.child import PARENT_VARIABLE
 from raftstorage.ops.drill_report import Ack, Report, analyse, longest_gap, percentile
 from raftstorage.ops.drill_writer import MARK
-from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 from rich.console import Console
 from rich.table import Table
@@ -191,6 +191,7 @@ def kill_leader(
     leader stands and commits flow. `options` go to the nodes. CommandError when the cluster does not recover.
     """
     require_zodb("raftstorage drill")
+    require_node("raftstorage drill")
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with LocalCluster(nodes, directory, options=options) as cluster:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raftstorage.ops.drill import PATIENCE, Writers, prepare, read_marks
 from raftstorage.ops.drill_report import analyse
-from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.soak_harm import Ground, Hook
 from raftstorage.ops.soak_report import SoakReport, judge_all, windows
@@ -60,6 +60,7 @@ def run(
 ) -> tuple[SoakReport, list[float]]:
     """The report, and when something was done to the cluster. CommandError when it does not recover from harm."""
     require_zodb("raftstorage drill")
+    require_node("raftstorage drill")
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with ExitStack() as stack:
