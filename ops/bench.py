@@ -23,7 +23,7 @@ from typing import Any
 
 from raftstorage.ops.bench_client import CLIENTS_MAX, Job, Target, measure, populate
 from raftstorage.ops.child import PARENT_VARIABLE
-from raftstorage.ops.drill_report import percentile
+from raftstorage.ops.drills.report import percentile
 from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.ports import free_ports

@@ -1,6 +1,6 @@
 """A drill's writer: commits one unique id after another and says on standard output what was acknowledged.
 
-`python -m raftstorage.ops.drill_writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack`
+`python -m raftstorage.ops.drills.writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack`
 (uid, tid, begun, acknowledged: seconds of the monotonic clock); `retry` (uid, error). It ends when its standard
 input is closed. A commit that failed with an error that transaction.attempts() would try again is tried again
 with the same unique id, as an application does: an outcome reported as failure that happened shows as a double.
@@ -52,7 +52,7 @@ def _write(db: Any, number: int, stop: threading.Event) -> None:
 
 def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
     from raftstorage.client import CommitOutcomeUnknown
-    from raftstorage.ops.drill_objects import Draft, Mark
+    from raftstorage.ops.drills.objects import Draft, Mark
     from transaction.interfaces import TransientError
 
     manager = connection.transaction_manager
