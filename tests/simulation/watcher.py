@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raftstorage.node.engine.api import Applied
+from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Entry, Message, MessageType, Persist, Role, RoleChange
 from raftstorage.node.wal import Wal, WalError
@@ -208,7 +208,10 @@ class Watcher:
 
     def _compare_digest(self, node: SimNode) -> None:
         index = node.engine.applied_index
-        digest = node.engine.digest()
+        try:
+            digest = node.engine.digest()
+        except EngineError as error:
+            raise Violation(f"{node.name} cannot read its database at entry {index}: {error}") from error
         if self.digests.setdefault(index, digest) != digest:
             raise Violation(f"{node.name} has another state than others had at entry {index}")
 
