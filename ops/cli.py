@@ -176,18 +176,24 @@ def drill_soak(
     kill_every: Annotated[
         float, typer.Option(min=0.0, help="Seconds; leader and followers in turn. 0: nobody.")
     ] = 60.0,
+    pack_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds; all but the last minute, garbage too. 0: never.")
+    ] = 150.0,
+    lose_every: Annotated[
+        float, typer.Option(min=0.0, help="Seconds; a follower loses its disk and is sent a snapshot. 0: never.")
+    ] = 300.0,
     directory: Annotated[
         Path | None, typer.Option("--dir", help="An empty place for the nodes' data; else a temporary one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the series into this file, .svg or .png.")] = None,
 ) -> None:
-    """Load a cluster and kill its nodes for a long time. Exit code 1 on loss, and when something drifts.
+    """Load, kill, pack and refill a cluster for a long time. Exit code 1 on loss, and when something drifts.
 
     Memory, handles, threads, disk, latency and rate are sampled; each series says what it may do. --plot needs
     pip install 'raftstorage\\[drill]'.
     """
-    from raftstorage.ops import soak, soak_plot, soak_report
+    from raftstorage.ops import soak, soak_harm, soak_plot, soak_report
 
     progress = Console(stderr=True, soft_wrap=True)
     if plot is not None and not soak_plot.available():
@@ -200,7 +206,7 @@ def drill_soak(
         nodes=nodes,
         writers=writers,
         readers=readers,
-        harm=soak.hooks(kill_every),
+        harm=soak_harm.hooks(kill_every, pack_every, lose_every),
         say=progress.print,
         directory=directory,
     )

@@ -29,7 +29,8 @@ from rich.table import Table
 
 _UID = re.compile(re.escape(MARK.encode()) + b"([0-9a-f]{32})")
 _COMMITS_BETWEEN = 20  # acknowledged under a new leader before it is killed in turn
-_PATIENCE = 60.0  # seconds without the progress that is waited for: the drill gives up
+#: Seconds without the progress that is waited for: the drill gives up.
+PATIENCE = 60.0
 
 
 class Writers:
@@ -122,14 +123,14 @@ class Writers:
         self._wait(enough, f"{count} commits after a kill")
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         with self._news:
             while not condition():
                 self.check_alive()
                 left = deadline - time.monotonic()
                 if left <= 0:
                     last = f"; last error: {self.errors[-1]}" if self.errors else ""
-                    raise CommandError(f"waited {_PATIENCE:.0f} s in vain for {what}{last}")
+                    raise CommandError(f"waited {PATIENCE:.0f} s in vain for {what}{last}")
                 self._news.wait(min(left, 1.0))
 
     def check_alive(self) -> None:
@@ -150,7 +151,7 @@ class Writers:
                 process.stdin.close()
         for number, process in enumerate(self._processes):
             try:
-                code = process.wait(_PATIENCE)
+                code = process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 raise CommandError(f"{self.role} {number} did not end") from None
             if code != 0:
@@ -203,7 +204,7 @@ def kill_leader(
             crowd.stop()
             end = max(ack.acknowledged for ack in crowd.acks)
         say(f"{len(crowd.acks):,} commits acknowledged; reading all back")
-        cluster.leader(timeout=_PATIENCE)
+        cluster.leader(timeout=PATIENCE)
         committed = read_marks(cluster.addresses, wait_timeout)
     return analyse(
         crowd.acks,
@@ -220,12 +221,12 @@ def _kill_once(
     cluster: LocalCluster, crowd: Writers, number: int, seconds_between: float, say: Callable[[str], None]
 ) -> float:
     """One kill and the recovery from it; when (monotonic seconds) the leader was killed."""
-    victim = cluster.leader(timeout=_PATIENCE)
+    victim = cluster.leader(timeout=PATIENCE)
     before = max(0, len(crowd.acks) - 1)
     killed = time.monotonic()
     cluster.kill(victim)
     crowd.wait_commits(killed, _COMMITS_BETWEEN)
-    successor = cluster.leader(timeout=_PATIENCE)
+    successor = cluster.leader(timeout=PATIENCE)
     times = sorted(ack.acknowledged for ack in crowd.acks[before:])
     gap = longest_gap(times, killed, times[-1])
     cluster.start(victim)

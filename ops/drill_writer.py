@@ -17,6 +17,8 @@ import uuid
 from typing import Any
 
 MARK = "raftstorage-drill:"
+#: After so many commits a writer leaves garbage behind.
+DRAFT_EVERY = 10
 
 
 def say(**event: Any) -> None:
@@ -49,7 +51,8 @@ def _write(db: Any, number: int, stop: threading.Event) -> None:
 
 
 def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
-    from raftstorage.ops.drill_objects import Mark
+    from raftstorage.client import CommitOutcomeUnknown
+    from raftstorage.ops.drill_objects import Draft, Mark
     from transaction.interfaces import TransientError
 
     manager = connection.transaction_manager
@@ -65,15 +68,36 @@ def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
                 manager.begin()
                 slot.latest = Mark(MARK + uid, slot.latest)
                 slot.count += 1
+                if slot.count % DRAFT_EVERY == 0:
+                    slot.draft = Draft(uid)
                 manager.commit()
                 break
-            except TransientError as error:
+            except (TransientError, CommitOutcomeUnknown) as error:
                 manager.abort()
                 say(event="retry", uid=uid, error=f"{type(error).__name__}: {error}"[:300])
+                if isinstance(error, CommitOutcomeUnknown) and _committed(connection.db().storage, error, stop):
+                    manager.begin()
+                    break
                 if stop.is_set():
                     return
         say(event="ack", uid=uid, tid=slot._p_serial.hex(), begun=begun, acknowledged=time.monotonic())
         slot.latest._p_deactivate()
+
+
+def _committed(storage: Any, unknown: Exception, stop: threading.Event) -> bool:
+    """Asks until it is known what became of a commit; False also when there is no time left to."""
+    from raftstorage.client import CommitOutcomeUnknown
+    from transaction.interfaces import TransientError
+
+    while not stop.is_set():
+        try:
+            storage.commit_outcome(unknown)
+        except CommitOutcomeUnknown:
+            continue  # it asked for as long as a storage does
+        except TransientError:
+            return False
+        return True
+    return False
 
 
 if __name__ == "__main__":

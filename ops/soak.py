@@ -1,31 +1,27 @@
 """`raftstorage drill soak`: a cluster under steady load and steady harm, watched for loss and for drift.
 
 Real node processes, real writers and readers. What is done to the cluster is a list of `Hook`s. In the second half
-of the run one node, the last, is left alone, so that one process lives long enough to show a leak.
+of the run one node, the last, is left alone, so that one process lives long enough to show a leak. The nodes keep
+a short log, so that checkpoints are made all the time and whoever was away for long is sent a snapshot.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-from raftstorage.ops.drill import Writers, prepare, read_marks
-from raftstorage.ops.drill_report import analyse, longest_gap
+from raftstorage.ops.drill import PATIENCE, Writers, prepare, read_marks
+from raftstorage.ops.drill_report import analyse
 from raftstorage.ops.errors import CommandError, require_zodb
 from raftstorage.ops.local import LocalCluster
+from raftstorage.ops.soak_harm import Ground, Hook
 from raftstorage.ops.soak_report import SoakReport, judge_all, windows
 from raftstorage.ops.soak_samples import Sampler
-from raftstorage.proto import admin_pb2 as pb
-from raftstorage.proto import admin_pb2_grpc
 
-_PATIENCE = 60.0
-_COMMITS_AFTER = 20  # acknowledged after each harm before the next
+_LOG_KEEP_MIB = 16
 _WINDOW_SECONDS = 10.0
 _WINDOWS_AT_LEAST = 20
 #: Nothing is begun so shortly before the end.
@@ -51,88 +47,6 @@ class Readers(Writers):
             self.reads += event["count"]
 
 
-@dataclass
-class Ground:
-    """What a hook acts on. `begun`, `ends`: the run's, in seconds of the monotonic clock."""
-
-    cluster: LocalCluster
-    writers: Writers
-    say: Callable[[str], None]
-    begun: float
-    ends: float
-    #: When something was done to the cluster, and what and how often.
-    times: list[float] = field(default_factory=list)
-    struck: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def left_alone(self) -> int | None:
-        """The node that nobody is to restart any more, by index."""
-        return len(self.cluster) - 1 if time.monotonic() > (self.begun + self.ends) / 2 else None
-
-    def note(self, what: str) -> float:
-        """Something is being done now; returns when that is."""
-        self.struck[what] += 1
-        self.times.append(time.monotonic())
-        return self.times[-1]
-
-    def wait_commits(self, since: float) -> None:
-        """Returns when commits flow again that were begun after `since`."""
-        self.writers.wait_commits(since, _COMMITS_AFTER)
-
-
-@dataclass
-class Hook:
-    """Something done to a running cluster every so many seconds. `strike` returns when the cluster is well again;
-    CommandError when it does not become so."""
-
-    every: float
-    strike: Callable[[Ground], None]
-
-
-class Killer:
-    """SIGKILL, the leader and a follower in turn; the node comes back when commits flow."""
-
-    def __init__(self) -> None:
-        self._turn = 0
-
-    def strike(self, ground: Ground) -> None:
-        cluster, spared = ground.cluster, ground.left_alone
-        leader = cluster.leader(timeout=_PATIENCE)
-        self._turn += 1
-        wants_leader = self._turn % 2 == 1
-        if wants_leader and leader == spared:
-            leader = self._hand_over(ground, leader)
-        followers = [i for i in range(len(cluster)) if i not in (leader, spared)]
-        victim = leader if wants_leader and leader != spared else followers[self._turn // 2 % len(followers)]
-        acks = ground.writers.acks
-        before = max(0, len(acks) - 1)
-        killed = ground.note("leader killed" if victim == leader else "follower killed")
-        cluster.kill(victim)
-        ground.wait_commits(killed)
-        times = sorted(ack.acknowledged for ack in acks[before:])
-        gap = longest_gap(times, killed, times[-1])
-        cluster.start(victim)
-        ground.wait_commits(time.monotonic())
-        what = "the leader" if victim == leader else "a follower"
-        ground.say(f"node {cluster.node_id(victim)}, {what}, was killed: no commit for {gap:.2f} s")
-
-    def _hand_over(self, ground: Ground, leader: int) -> int:
-        """Who leads afterwards."""
-        with grpc.insecure_channel(ground.cluster.address(leader)) as channel:
-            stub = admin_pb2_grpc.AdminStub(channel)  # type: ignore[no-untyped-call]
-            try:
-                stub.TransferLeader(pb.TransferLeaderRequest(), timeout=10)
-            except grpc.RpcError:
-                return leader  # nobody took over in time: a follower is killed this time
-        ground.note("leadership handed over")
-        return ground.cluster.leader(timeout=_PATIENCE)
-
-
-def hooks(kill_every: float) -> list[Hook]:
-    """What is done to a cluster in a soak. Snapshots and packs join here."""
-    return [Hook(kill_every, Killer().strike)] if kill_every > 0 else []
-
-
 def run(
     *,
     minutes: float,
@@ -149,7 +63,7 @@ def run(
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with ExitStack() as stack:
-        cluster = stack.enter_context(LocalCluster(nodes, directory))
+        cluster = stack.enter_context(LocalCluster(nodes, directory, log_keep_mib=_LOG_KEEP_MIB))
         addresses = cluster.addresses
         prepare(addresses, writers, wait_timeout)
         crowd = stack.enter_context(Writers(writers, addresses, wait_timeout, cluster.directory))
@@ -163,12 +77,14 @@ def run(
         ground = Ground(cluster, crowd, say, begun, begun + minutes * 60)
         with Sampler(cluster, pids, lambda: len(crowd.acks)) as sampler:
             ended = _go_on(ground, sampler, [crowd, audience], harm)
+        for hook in harm:
+            hook.harm.finish(ground)
         crowd.stop()
         audience.stop()
         if not crowd.acks:
             raise CommandError("no commit was acknowledged")
         say(f"{len(crowd.acks):,} commits acknowledged; reading all back")
-        cluster.leader(timeout=_PATIENCE)
+        cluster.leader(timeout=PATIENCE)
         committed = read_marks(addresses, wait_timeout)
     end = max(ack.acknowledged for ack in crowd.acks)
     commits = analyse(
@@ -207,11 +123,11 @@ def _go_on(ground: Ground, sampler: Sampler, crowds: Sequence[Writers], harm: Se
         ended = [i for i in range(len(ground.cluster)) if not ground.cluster.is_running(i)]
         if ended:
             return [_end_of(ground.cluster, i) for i in ended]
-        for number, hook in enumerate(harm):
-            if due[number] <= time.monotonic() and left > _MARGIN_SECONDS:
-                hook.strike(ground)
-                due[number] = max(due[number] + hook.every, time.monotonic())
-                break
+        now = time.monotonic()
+        if harm and min(due) <= now and left > _MARGIN_SECONDS:
+            number = due.index(min(due))  # who waits longest: where all take long, each has its turn
+            harm[number].harm.strike(ground)
+            due[number] = max(due[number] + harm[number].every, now)
         else:
             time.sleep(min(left, _LOOK_SECONDS))
     return []

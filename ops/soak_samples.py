@@ -138,7 +138,7 @@ class Sampler:
         lag = self._loop_lag(i)
         if lag is not None:
             figures["loop lag"] = lag
-        self._put(f"node {self._cluster.node_id(i)}", figures, new_life=new_life)
+        self._put(f"node {i + 1}", figures, new_life=new_life)  # its place: it may get a new id
 
     def _loop_lag(self, i: int) -> float | None:
         """Mean seconds that the node's loop was late since the last sample."""

@@ -21,7 +21,7 @@ from ..cluster.cluster import DELIVERY_SECONDS
 from .blobs import BlobStorage
 from .bulk import restore_all
 from .cached import open_cached
-from .errors import CommitOutcomeUnknown, as_zodb
+from .errors import CommitOutcomeUnknown, as_zodb, outcome_unknown
 from .history import Histories
 from .iteration import Iterating
 from .loading import Loading
@@ -261,8 +261,11 @@ class ClientStorage(
         return None if phase is None else phase.transaction
 
     def commit_outcome(self, unknown: CommitOutcomeUnknown) -> bytes:
-        """Asks again what became of a commit whose outcome was unknown: its tid, or raises as tpc_finish does."""
-        with as_zodb():
+        """Asks again what became of a commit whose outcome was unknown: its tid, or raises as tpc_finish does.
+
+        Who cannot be reached now may have been before: CommitOutcomeUnknown, and never ClientDisconnected.
+        """
+        with as_zodb(), outcome_unknown(unknown.transaction_id, unknown.body):
             tid = self.cluster.commit(unknown.transaction_id, unknown.body)
             self.cluster.feed.wait_for(tid, self.delivery_timeout)
         return tid

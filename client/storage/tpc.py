@@ -13,7 +13,7 @@ from ZODB._compat import _protocol, dumps
 from ..cluster import Call
 from ..cluster.bodies import Body, Record, make_body, size_of
 from ..cluster.policy import vote
-from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict
+from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict, outcome_unknown
 from .pending_blobs import PendingBlobs
 from .reading import Reader
 from .undo import Undo
@@ -227,7 +227,7 @@ class Voted:
             feed.release()
             raise
         self.blobs.keep(tid)  # before anyone here can ask for them
-        with as_zodb():
+        with as_zodb(), outcome_unknown(self.transaction_id, self._body):
             feed.finish(tid, callback, self.storage.delivery_timeout)
         self.storage._committed(tid, self._begun.records)
         return tid

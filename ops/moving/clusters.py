@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import zope.interface
@@ -11,20 +14,38 @@ from ZODB.interfaces import IBlobStorage
 
 from .places import OpenBlob, Target
 
+#: Every record is read once, so that a cache is of no use.
+CACHE_BYTES = 1 << 20
+BLOB_BYTES = 256 << 20
+
 
 class ClusterPlace(Target):
-    """`addresses`: as ClientStorage takes them. It has seen everything that was committed before it was opened."""
+    """`addresses`: as ClientStorage takes them. It has seen everything that was committed before it was opened.
+
+    Blobs that are read pass through a temporary directory, which holds about BLOB_BYTES of them, or less if the
+    disk has no room.
+    """
 
     def __init__(self, addresses: str, wait_timeout: float, *, read_only: bool = False) -> None:
-        storage = ClientStorage(
-            addresses, consistency="linearizable", wait_timeout=wait_timeout, read_only=read_only
-        )
-        super().__init__(f"the database at {addresses}", storage)
-        try:
+        with ExitStack() as stack:
+            blobs = stack.enter_context(tempfile.TemporaryDirectory(prefix="raftstorage-blobs-"))
+            storage = ClientStorage(
+                addresses,
+                consistency="linearizable",
+                wait_timeout=wait_timeout,
+                read_only=read_only,
+                cache_size=CACHE_BYTES,
+                blob_dir=blobs,
+                blob_cache_size=min(BLOB_BYTES, shutil.disk_usage(blobs).free // 4),
+            )
+            stack.callback(storage.close)
             storage.sync()
-        except BaseException:
-            storage.close()
-            raise
+            super().__init__(f"the database at {addresses}", storage)
+            self._closing = stack.pop_all()
+
+    def packed(self) -> bytes:
+        """It may be packed while it is read, and may have come from a database that was packed before."""
+        return max(bytes(self.storage.lastPack()), super().packed())
 
     def take(
         self, transactions: Iterable[Any], open_blob: OpenBlob | None, progress: Callable[[], object]

@@ -10,6 +10,7 @@ from typing import Any
 from ZODB.blob import is_blob_record
 from ZODB.POSException import POSKeyError
 
+from .packed import Different, Missing
 from .places import OpenBlob, Place, last_records
 
 _BLOCK = 1 << 20
@@ -17,85 +18,140 @@ _BLOCK = 1 << 20
 
 @dataclass(slots=True)
 class Counts:
-    """What was seen. `bytes`: of records; `blobs` are not in it."""
+    """What was seen. `bytes`: of records; `blobs` are not in it. `blobs_unseen`: one of the two gives no blobs."""
 
     transactions: int = 0
     records: int = 0
     bytes: int = 0
     blobs: int = 0
-
-
-class Different(Exception):
-    """Says what differs, and where."""
+    blobs_unseen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two things that are compared. `fewer`: whether it may hold less than the other one, as of a tid (it
-    was packed up to there, or only what was current was copied)."""
+    """One of two places that are compared, from one tid to another. `partial`: it holds only what was current when
+    it was copied, and may lack anything."""
 
-    name: str
+    place: Place
     transactions: Iterator[Any]
-    open_blob: OpenBlob | None
-    fewer: Callable[[bytes], bool]
-
-
-def side(place: Place, transactions: Iterator[Any], *, current_only: bool = False) -> Side:
-    packed = place.packed
-    return Side(place.name, transactions, place.open_blob, lambda tid: current_only or tid <= packed)
+    partial: bool = False
 
 
 def compare(left: Side, right: Side, progress: Callable[[int], object] | None = None) -> Counts:
     """Reads both to their ends; `progress(bytes)` after each transaction. Different says where they part.
 
-    Blobs are compared when both sides have blob support.
+    What a pack took from one of them is no difference. Blobs are compared when both sides have blob support.
     """
-    counts = Counts()
-    one: Any = next(left.transactions, None)
-    other: Any = next(right.transactions, None)
-    while one is not None or other is not None:
-        if one is None or (other is not None and other.tid < one.tid):
-            _must_be_allowed(left, other.tid, right)
-            other = next(right.transactions, None)
-        elif other is None or one.tid < other.tid:
-            _must_be_allowed(right, one.tid, left)
-            one = next(left.transactions, None)
-        else:
-            before = counts.bytes
-            _compare_transactions(left, one, right, other, counts)
-            if progress is not None:
+    return _Comparison(left, right).run(progress or (lambda count: None))
+
+
+class _Comparison:
+    def __init__(self, left: Side, right: Side) -> None:
+        self._left = left
+        self._right = right
+        self._counts = Counts()
+        self._missing_left = Missing(left.place, right.place.name)
+        self._missing_right = Missing(right.place, left.place.name)
+        self._metadata = left.place.keeps_history and right.place.keeps_history
+
+    def run(self, progress: Callable[[int], object]) -> Counts:
+        left, right, counts = self._left, self._right, self._counts
+        one: Any = next(left.transactions, None)
+        other: Any = next(right.transactions, None)
+        while one is not None or other is not None:
+            if one is None or (other is not None and other.tid < one.tid):
+                self._lacks_transaction(left, self._missing_left, other, right)
+                other = next(right.transactions, None)
+            elif other is None or one.tid < other.tid:
+                self._lacks_transaction(right, self._missing_right, one, left)
+                one = next(left.transactions, None)
+            else:
+                before = counts.bytes
+                self._compare_transactions(one, other)
                 progress(counts.bytes - before)
-            one, other = next(left.transactions, None), next(right.transactions, None)
-    return counts
+                one, other = next(left.transactions, None), next(right.transactions, None)
+        self._missing_left.judge()
+        self._missing_right.judge()
+        return counts
+
+    def _lacks_transaction(self, lacking: Side, missing: Missing, transaction: Any, having: Side) -> None:
+        if lacking.partial:
+            return
+        tid = transaction.tid
+        text = f"{having.place.name} has transaction {tid.hex()}, {lacking.place.name} has not"
+        missing.note_transaction(tid, text)
+        for record in last_records(transaction).values():
+            missing.note(tid, record, text)
+
+    def _compare_transactions(self, one: Any, other: Any) -> None:
+        left, right, counts = self._left, self._right, self._counts
+        tid: bytes = one.tid
+        if self._metadata:
+            for what, mine, theirs in zip(_ABOUT, _about(one), _about(other), strict=True):
+                if mine != theirs:
+                    raise Different(
+                        f"transaction {tid.hex()} has another {what} in {right.place.name}: "
+                        f"{theirs!r}, not {mine!r}"
+                    )
+        mine, theirs = last_records(one), last_records(other)
+        self._lacks_records(tid, right, self._missing_right, theirs, mine, left)
+        self._lacks_records(tid, left, self._missing_left, mine, theirs, right)
+        for oid, record in theirs.items():
+            if oid in mine:
+                if mine[oid].data != record.data:
+                    raise Different(f"object {oid.hex()} of transaction {tid.hex()} differs in {right.place.name}")
+                self._missing_left.found(tid, oid)
+                self._missing_right.found(tid, oid)
+                self._compare_blobs(mine[oid], tid)
+                counts.records += 1
+                counts.bytes += len(record.data or b"")
+        counts.transactions += 1
+
+    def _lacks_records(
+        self,
+        tid: bytes,
+        lacking: Side,
+        missing: Missing,
+        there: dict[bytes, Any],
+        more: dict[bytes, Any],
+        having: Side,
+    ) -> None:
+        if lacking.partial:
+            return
+        for oid, record in more.items():
+            if oid not in there:
+                missing.note(
+                    tid,
+                    record,
+                    f"transaction {tid.hex()} has object {oid.hex()} in {having.place.name}, "
+                    f"not in {lacking.place.name}",
+                )
+
+    def _compare_blobs(self, record: Any, tid: bytes) -> None:
+        if not is_blob_record(record.data):
+            return
+        left, right = self._left.place, self._right.place
+        if left.open_blob is None or right.open_blob is None:
+            self._counts.blobs_unseen += 1
+            return
+        mine, theirs = _open(left.open_blob, record.oid, tid), _open(right.open_blob, record.oid, tid)
+        if mine is None and theirs is None:
+            return
+        name = f"the blob of object {record.oid.hex()} of transaction {tid.hex()}"
+        if mine is None or theirs is None:
+            (mine or theirs).close()
+            raise Different(f"{name} is missing in {(left if mine is None else right).name}")
+        with mine, theirs:
+            while True:
+                data = mine.read(_BLOCK)
+                if data != theirs.read(_BLOCK):
+                    raise Different(f"{name} differs in {right.name}")
+                if not data:
+                    break
+        self._counts.blobs += 1
 
 
-def _must_be_allowed(lacking: Side, tid: bytes, having: Side) -> None:
-    if not lacking.fewer(tid):
-        raise Different(f"{having.name} has transaction {tid.hex()}, {lacking.name} has not")
-
-
-def _compare_transactions(left: Side, one: Any, right: Side, other: Any, counts: Counts) -> None:
-    tid: bytes = one.tid
-    for what, mine, theirs in zip(("user", "description", "extension"), _about(one), _about(other), strict=True):
-        if mine != theirs:
-            raise Different(
-                f"transaction {tid.hex()} has another {what} in {right.name}: {theirs!r}, not {mine!r}"
-            )
-    mine, theirs = last_records(one), last_records(other)
-    for lacking, records, more, having in ((right, theirs, mine, left), (left, mine, theirs, right)):
-        missing = next((oid for oid in more if oid not in records), None)
-        if missing is not None and not (lacking.fewer(tid) or _is_packed(other if lacking is right else one)):
-            raise Different(
-                f"transaction {tid.hex()} has object {missing.hex()} in {having.name}, not in {lacking.name}"
-            )
-    for oid, record in theirs.items():
-        if oid in mine:
-            if mine[oid].data != record.data:
-                raise Different(f"object {oid.hex()} of transaction {tid.hex()} differs in {right.name}")
-            counts.blobs += _compare_blobs(left, right, mine[oid], tid)
-            counts.records += 1
-            counts.bytes += len(record.data or b"")
-    counts.transactions += 1
+_ABOUT = ("user", "description", "extension")
 
 
 def _about(transaction: Any) -> tuple[bytes, bytes, object]:
@@ -113,30 +169,6 @@ def extension_of(transaction: Any) -> object:
     except AttributeError:
         extension = transaction.extension
         return bytes(pickle.dumps(extension, 3)) if extension else b""
-
-
-def _is_packed(transaction: Any) -> bool:
-    return as_bytes(transaction.status) == b"p"
-
-
-def _compare_blobs(left: Side, right: Side, record: Any, tid: bytes) -> int:
-    """How many blobs: none or one."""
-    if left.open_blob is None or right.open_blob is None or not is_blob_record(record.data):
-        return 0
-    mine, theirs = _open(left.open_blob, record.oid, tid), _open(right.open_blob, record.oid, tid)
-    if mine is None and theirs is None:
-        return 0
-    if mine is None or theirs is None:
-        lacking = left if mine is None else right
-        (mine or theirs).close()
-        raise Different(f"the blob of object {record.oid.hex()} of {tid.hex()} is missing in {lacking.name}")
-    with mine, theirs:
-        while True:
-            data = mine.read(_BLOCK)
-            if data != theirs.read(_BLOCK):
-                raise Different(f"the blob of object {record.oid.hex()} of {tid.hex()} differs in {right.name}")
-            if not data:
-                return 1
 
 
 def _open(open_blob: OpenBlob, oid: bytes, tid: bytes) -> Any:

@@ -12,9 +12,10 @@ from raftstorage.ops.errors import CommandError
 from ZODB.blob import is_blob_record
 from ZODB.POSException import POSKeyError
 
-from .comparing import Counts, Different, compare, side
+from .comparing import Counts, Side, compare
 from .current import CurrentRevisions
-from .places import Place, Target
+from .packed import Different
+from .places import Place, Target, last_records
 from .showing import Bars
 
 Z64 = b"\0" * 8
@@ -48,6 +49,12 @@ def copy(
     error leaves in the target is whole transactions, and the same again goes on behind them.
     """
     outcome = Outcome(had=target.last(), last=source.last())
+    for place in (source, target):
+        if not place.keeps_history:
+            outcome.notes.append(
+                f"{place.name} keeps no history: of each object the newest revision, and of transactions neither "
+                "user nor description"
+            )
     if outcome.last == Z64:
         raise CommandError(f"{source.name} is empty")
     if outcome.had > outcome.last:
@@ -108,7 +115,7 @@ class _Checked:
 
     def _look_at(self, transaction: Any) -> Counts:
         counts = Counts(transactions=1)
-        for record in transaction:
+        for record in last_records(transaction).values():
             counts.records += 1
             counts.bytes += len(record.data or b"")
             if is_blob_record(record.data):
@@ -119,7 +126,8 @@ class _Checked:
         name = f"object {record.oid.hex()} of transaction {tid.hex()}"
         if self._source.open_blob is None:
             raise CommandError(
-                f"{self._source.name}: {name} is a blob: give --blob-dir, or a storage with blobs", 2
+                f"{self._source.name}: {name} is a blob, and what came before it is there: "
+                "give --blob-dir, or a storage with blobs"
             )
         try:
             self._source.open_blob(record.oid, tid).close()
@@ -142,18 +150,34 @@ class _Checked:
 def _check_common(source: Place, target: Place, had: bytes, current_only: bool) -> None:
     """CommandError unless the first and the last ones that both have are equal."""
     first = next(target.transactions(Z64, had))
-    ranges = [(first.tid, first.tid), (_window(target, had), had)]
-    for start, stop in ranges:
+    equal = 0
+    for start, stop in ((first.tid, first.tid), (_window(target, had), had)):
         try:
-            compare(
-                side(source, source.transactions(start, stop)),
-                side(target, target.transactions(start, stop), current_only=current_only),
-            )
+            equal += compare(
+                Side(source, source.transactions(start, stop)),
+                Side(target, target.transactions(start, stop), partial=current_only),
+            ).transactions
         except Different as error:
             raise CommandError(
                 f"{target.name} is not empty, and no earlier state of {source.name}: {error}. Nothing was written",
                 2,
             ) from None
+    if not equal and not _anything_common(source.transactions(Z64, had), target.transactions(Z64, had)):
+        raise CommandError(
+            f"{target.name} is not empty, and has no transaction that {source.name} has, too. Nothing was written",
+            2,
+        )
+
+
+def _anything_common(some: Iterator[Any], others: Iterator[Any]) -> bool:
+    """Where both were packed, or hold only what was current, the first and the last ones may say nothing."""
+    one, other = next(some, None), next(others, None)
+    while one is not None and other is not None and one.tid != other.tid:
+        if one.tid < other.tid:
+            one = next(some, None)
+        else:
+            other = next(others, None)
+    return one is not None and other is not None
 
 
 def _window(target: Place, had: bytes) -> bytes:
@@ -176,6 +200,10 @@ def _verify(source: Place, target: Place, start: bytes, outcome: Outcome, bars: 
     size = source.size() if start == Z64 or outcome.had == Z64 else outcome.copied.bytes
     with bars.bytes("comparing", size) as advance:
         try:
-            outcome.compared = compare(side(source, mine), side(target, theirs), advance)
+            outcome.compared = compare(Side(source, mine), Side(target, theirs), advance)
         except Different as error:
             raise CommandError(f"the copy is not equal: {error}") from None
+    if outcome.compared.blobs_unseen:
+        outcome.notes.append(
+            f"{outcome.compared.blobs_unseen} blobs were not compared: one side was opened without them"
+        )

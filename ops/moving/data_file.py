@@ -17,6 +17,7 @@ from typing import Any
 from ZODB.FileStorage.FileStorage import TransactionRecord, packed_version
 from ZODB.FileStorage.format import DATA_HDR_LEN, TRANS_HDR_LEN, CorruptedError, FileStorageFormatter
 from ZODB.POSException import POSError
+from ZODB.utils import maxtid
 
 Z64 = b"\0" * 8
 _BEGIN = len(packed_version)
@@ -42,6 +43,24 @@ class Damage:
 
     def __str__(self) -> str:
         return f"at {self.offset}: {self.reason}; {self.size} bytes left out"
+
+
+class PackBound:
+    """`tid`: up to which transactions may have been packed away, as those say that are left, in order: a pack goes
+    behind the last one that it marked, but not to the next one. Eight zero bytes: none was packed.
+    """
+
+    def __init__(self) -> None:
+        self.tid = Z64
+        self._last_marked = False
+
+    def add(self, tid: bytes, status: str | bytes) -> None:
+        marked = status in ("p", b"p")
+        if marked:
+            self.tid = maxtid
+        elif self._last_marked:
+            self.tid = (int.from_bytes(tid) - 1).to_bytes(8)
+        self._last_marked = marked
 
 
 class _Unsound(Exception):
@@ -112,10 +131,11 @@ class DataFile(FileStorageFormatter):  # type: ignore[misc]
             position = end
 
     def heads(self) -> tuple[bytes, bytes]:
-        """Tids of the last readable transaction, and of the last one that was packed; eight zero bytes: none. Only
-        lengths are looked at, and `damage` is then what was found in these."""
+        """Tid of the last readable transaction, and up to which one there may have been more before a pack; eight
+        zero bytes: none. Only lengths are looked at, and `damage` is then what was found in these."""
         self.damage = []
-        last = packed = Z64
+        last = Z64
+        packed = PackBound()
         position = _BEGIN
         while position < self.size:
             try:
@@ -130,9 +150,9 @@ class DataFile(FileStorageFormatter):  # type: ignore[misc]
                 continue
             if header.status != "u":
                 last = header.tid
-                packed = header.tid if header.status == "p" else packed
+                packed.add(header.tid, header.status)
             position += header.tlen + 8
-        return last, packed
+        return last, packed.tid
 
     def _leave_out(self, start: int, end: int, why: Exception) -> None:
         self.damage.append(Damage(start, end - start, str(why), harmless=isinstance(why, _Unfinished)))

@@ -12,7 +12,7 @@ from zc.lockfile import LockError
 from ZODB.FileStorage import FileStorage
 
 from .data_file import DataFile
-from .places import Target, is_data_file
+from .places import COPY_PREFIX, Target, is_data_file
 
 Z64 = b"\0" * 8
 
@@ -62,8 +62,10 @@ class _FileTarget(Target):
     def __init__(self, path: Path, storage: FileStorage) -> None:
         super().__init__(str(path), storage)
         self._path = path
-        with DataFile(path) as file:
-            self.packed = file.heads()[1]
+
+    def packed(self) -> bytes:
+        with DataFile(self._path) as file:
+            return file.heads()[1]
 
     def last(self) -> bytes:
         # A FileStorage that cut an unfinished transaction off still gives that one's tid.
@@ -73,9 +75,13 @@ class _FileTarget(Target):
 
 def _open(path: Path, blob_dir: Path | None) -> Target:
     try:
-        return _FileTarget(path, FileStorage(str(path), blob_dir=None if blob_dir is None else str(blob_dir)))
+        storage = FileStorage(str(path), blob_dir=None if blob_dir is None else str(blob_dir))
     except LockError:
         raise CommandError(f"{path} is in use by another process", 1) from None
+    if blob_dir is not None:
+        for left in Path(storage.temporaryDirectory()).glob(COPY_PREFIX + "*"):
+            left.unlink()  # of an export that was killed: nobody else has this file open
+    return _FileTarget(path, storage)
 
 
 def _cut(partial: Path) -> None:

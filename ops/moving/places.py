@@ -6,24 +6,29 @@ or a URI that zodburi knows. A cluster is given by its addresses.
 
 from __future__ import annotations
 
+import errno
 import heapq
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from raftstorage.ops.errors import CommandError
-from ZODB.blob import FilesystemHelper
+from ZODB.blob import FilesystemHelper, is_blob_record
 from ZODB.interfaces import IBlobStorage, IBlobStorageRestoreable, IStorageIteration, IStorageRestoreable
 from ZODB.POSException import POSKeyError
 
-from .data_file import Damage, DataFile, NotADataFile
+from .data_file import Damage, DataFile, NotADataFile, PackBound
 
 Z64 = b"\0" * 8
 #: Opens the file of a record's blob: (oid, tid). POSKeyError when it has none.
 OpenBlob = Callable[[bytes, bytes], Any]
+#: How the name of a blob begins that is on its way into a target.
+COPY_PREFIX = "raftstorage-copy-"
 
 _SCHEMA = """
 <schema>
@@ -37,14 +42,15 @@ _SCHEMA = """
 class Place:
     """A storage that transactions are read from. A context manager, which closes what it opened.
 
-    `open_blob` is None where there is no blob support. `packed`: up to this tid there may be less than there once
-    was; eight zero bytes when that is not known, or was never so.
+    `open_blob` is None where there is no blob support. `keeps_history`: revisions that were replaced, and what is
+    said about transactions.
     """
 
     def __init__(self, name: str, storage: Any) -> None:
         self.name = name
         self.storage = storage
-        self.packed = Z64
+        # RelStorage's own attribute; no other storage that can be read through has none.
+        self.keeps_history = getattr(storage, "keep_history", True) is not False
         self.damage: list[Damage] = []
         self.open_blob: OpenBlob | None = (
             storage.openCommittedBlobFile if IBlobStorage.providedBy(storage) else None
@@ -67,6 +73,14 @@ class Place:
     def size(self) -> int:
         """About as many bytes, for a progress bar."""
         return int(self.storage.getSize())
+
+    def packed(self) -> bytes:
+        """Up to this tid there may be less than there once was; eight zero bytes: there never was more. Asked for
+        only where something is missing: it may take a look at every transaction."""
+        bound = PackBound()
+        for each in self.transactions():
+            bound.add(each.tid, each.status)
+        return bound.tid
 
     def transactions(self, start: bytes = Z64, stop: bytes | None = None) -> Iterator[Any]:
         """In tid order, both ends inclusive."""
@@ -101,7 +115,7 @@ class FilePlace(Place):
     def __init__(self, path: Path, blob_dir: Path | None) -> None:
         self.file = DataFile(path)
         super().__init__(str(path), self.file)
-        self._last, self.packed = self.file.heads()
+        self._last, self._packed = self.file.heads()
         if blob_dir is not None:
             if not blob_dir.is_dir():
                 raise CommandError(f"no such directory: {blob_dir}", 2)
@@ -110,6 +124,9 @@ class FilePlace(Place):
 
     def last(self) -> bytes:
         return self._last
+
+    def packed(self) -> bytes:
+        return self._packed
 
     def size(self) -> int:
         return self.file.size
@@ -138,43 +155,71 @@ class Target(Place):
         self, transactions: Iterable[Any], open_blob: OpenBlob | None, progress: Callable[[], object]
     ) -> None:
         """Stores each as it is, in order; `progress` is called after each. Those before an error stay."""
-        from ZODB.blob import is_blob_record
-
         for transaction in transactions:
-            self.storage.tpc_begin(transaction, transaction.tid, transaction.status)
-            try:
-                for record in last_records(transaction).values():
-                    file = None
-                    if open_blob is not None and is_blob_record(record.data):
-                        file = self._blob_file(record, open_blob)
-                    if file is None:
-                        self.storage.restore(record.oid, record.tid, record.data, "", record.data_txn, transaction)
-                    else:
-                        self.storage.restoreBlob(
-                            record.oid, record.tid, record.data, file, record.data_txn, transaction
-                        )
-                self.storage.tpc_vote(transaction)
-            except BaseException:
-                self.storage.tpc_abort(transaction)
-                raise
-            self.storage.tpc_finish(transaction)
+            with self._room():
+                self._take(transaction, open_blob)
             progress()
 
-    def _blob_file(self, record: Any, open_blob: OpenBlob) -> str | None:
-        """A copy of the record's blob that the storage may take away; None: there is none."""
+    def _take(self, transaction: Any, open_blob: OpenBlob | None) -> None:
+        self.storage.tpc_begin(transaction, transaction.tid, transaction.status)
+        try:
+            for record in last_records(transaction).values():
+                if open_blob is None or not is_blob_record(record.data):
+                    self._restore(record, transaction)
+                else:
+                    self._restore_blob(record, open_blob, transaction)
+            self.storage.tpc_vote(transaction)
+        except BaseException:
+            self.storage.tpc_abort(transaction)
+            raise
+        self.storage.tpc_finish(transaction)
+
+    def _restore(self, record: Any, transaction: Any) -> None:
+        self.storage.restore(record.oid, record.tid, record.data, "", record.data_txn, transaction)
+
+    def _restore_blob(self, record: Any, open_blob: OpenBlob, transaction: Any) -> None:
         if not IBlobStorageRestoreable.providedBy(self.storage):
-            raise CommandError(f"{self.name} takes no blobs, and object {record.oid.hex()} is one", 2)
+            raise CommandError(
+                f"{self.name} takes no blobs, and object {record.oid.hex()} of transaction {record.tid.hex()} is "
+                "one: what came before it is there. It needs a directory for blobs (--blob-dir for a Data.fs)"
+            )
         try:
             source = open_blob(record.oid, record.tid)
         except POSKeyError:
-            return None
-        with (
-            source,
-            tempfile.NamedTemporaryFile(dir=self.storage.temporaryDirectory(), delete=False) as file,
-        ):
-            while data := source.read(1 << 20):
-                file.write(data)
-        return file.name
+            self._restore(record, transaction)  # the source has none
+            return
+        with source:
+            file = self._copy(source)
+        try:
+            self.storage.restoreBlob(record.oid, record.tid, record.data, str(file), record.data_txn, transaction)
+        finally:
+            file.unlink(missing_ok=True)  # most storages take it away
+
+    def _copy(self, source: Any) -> Path:
+        """On disk, in a file that the storage may take away."""
+        with tempfile.NamedTemporaryFile(
+            dir=self.storage.temporaryDirectory(), prefix=COPY_PREFIX, delete=False
+        ) as file:
+            try:
+                shutil.copyfileobj(source, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                Path(file.name).unlink()
+                raise
+        return Path(file.name)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CommandError(
+                f"no room for {self.name}: {error.strerror}. What came before is there: with room, the same again "
+                "goes on"
+            ) from error
 
 
 def last_records(transaction: Any) -> dict[bytes, Any]:

@@ -1,8 +1,9 @@
-"""A quarter of a minute of `raftstorage drill soak`: it loads, kills, samples, compares and judges."""
+"""Half a minute of `raftstorage drill soak`: it loads, kills, packs, takes disks, samples, compares and judges."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,17 @@ def soak(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[s
 def test_a_short_soak_samples_everything_and_loses_nothing(disk_directory: Path) -> None:
     picture = disk_directory / "soak.svg"
     done = soak(
-        *("--minutes", "0.25", "--kill-every", "3", "--writers", "2", "--readers", "1", "--json"),
+        *("--minutes", "0.5", "--kill-every", "6", "--pack-every", "6", "--lose-every", "6"),
+        *("--writers", "2", "--readers", "1", "--json"),
         *("--dir", str(disk_directory / "cluster"), "--plot", str(picture)),
     )
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)
     print(done.stderr)
     assert report["struck"]["leader killed"] >= 1
+    assert report["struck"]["pack done"] >= 1
+    assert report["struck"]["disk lost"] >= 1
+    assert sum(int(each) for each in re.findall(r"records and (\d+) objects", done.stderr)) > 0
     assert report["commits_acknowledged"] > 50
     assert report["commits_in_database"] >= report["commits_acknowledged"]
     assert report["commits_lost"] == report["commits_doubled"] == report["commits_at_wrong_tid"] == 0

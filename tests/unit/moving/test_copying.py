@@ -249,7 +249,7 @@ def test_an_export_that_breaks_off_goes_on(tmp_path: Path, place: str, monkeypat
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(FileStorage, "tpc_finish", tpc_finish)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CommandError, match=r"no room for .*out.fs.part: No space left .* the same again goes on"):
         take(out, place)
     assert not out.exists()
     assert len(content_of(tmp_path / "out.fs.part")) == 20

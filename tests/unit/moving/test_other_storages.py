@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import transaction
 import ZODB
+import ZODB.config
 from persistent.mapping import PersistentMapping
 from raftstorage.client import ClientStorage
 from raftstorage.ops.errors import CommandError

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import ZODB
-from raftstorage.ops import drill_reader, soak
+from raftstorage.ops import drill_reader, soak_harm
 from raftstorage.ops.cli import app
 from raftstorage.ops.drift import Point
 from raftstorage.ops.drill_objects import Mark, Slot
@@ -284,21 +284,21 @@ class FakeWriters:
         self.acks = [*self.acks, Ack(0, "uid", "tid", since, since + 0.5)]
 
 
-class Obliging(soak.Killer):
-    def _hand_over(self, ground: soak.Ground, leader: int) -> int:
+class Obliging(soak_harm.Killer):
+    def _hand_over(self, ground: soak_harm.Ground, leader: int) -> int:
         ground.cluster.leads = 0  # type: ignore[attr-defined]
         return 0
 
 
-@pytest.mark.parametrize("killer", [soak.Killer, Obliging])
+@pytest.mark.parametrize("killer", [soak_harm.Killer, Obliging])
 def test_the_last_node_is_left_alone_in_the_second_half(
-    killer: type[soak.Killer], monkeypatch: pytest.MonkeyPatch
+    killer: type[soak_harm.Killer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if killer is soak.Killer:
+    if killer is soak_harm.Killer:
         monkeypatch.setattr(killer, "_hand_over", lambda self, ground, leader: leader)  # nobody takes over
     cluster, now = FakeCluster(), time.monotonic()
     said: list[str] = []
-    ground = soak.Ground(cluster, FakeWriters(), said.append, now, now + 1000)  # type: ignore[arg-type]
+    ground = soak_harm.Ground(cluster, FakeWriters(), said.append, now, now + 1000)  # type: ignore[arg-type]
     one = killer()
     for _ in range(6):
         one.strike(ground)
