@@ -170,7 +170,7 @@ class ClientStorage(
                     raise
 
         def missed() -> None:
-            self.cache.clear()
+            self.cache.missed()
             forget = getattr(wrapper, "invalidateCache", None)
             if forget is not None:
                 forget()

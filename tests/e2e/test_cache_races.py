@@ -23,6 +23,9 @@ from persistent.mapping import PersistentMapping
 from raftstorage.client import ClientStorage
 from raftstorage.client.cache import RecordCache
 from raftstorage.client.cache.disk import CacheFile, Origin
+from ZODB.Connection import TransactionMetaData
+from ZODB.POSException import POSKeyError
+from ZODB.utils import z64
 
 from tests.e2e import ledger
 from tests.e2e.nemesis import network
@@ -246,6 +249,37 @@ def test_clients_come_back_to_their_caches(
     assert client.ready()["newest"] >= newest
     wait_for(lambda: bank.number() > newest + 20, "more transactions")
     client.stop()
+
+
+def test_what_was_deleted_and_packed_meanwhile_is_not_served(
+    shared_cluster: LocalCluster,
+    open_storage: Callable[..., Any],
+    commit: Callable[..., bytes],
+    commit_new: Callable[..., tuple[bytes, bytes]],
+    tmp_path: Path,
+) -> None:
+    """The deletion is gone when the client comes back: that there is a gap is all that it is told."""
+    other = open_storage(shared_cluster.addresses)
+    if other.lastTransaction() == z64:
+        commit(other, {z64: (z64, b"root")})
+    (deleted, serial), (kept, _) = commit_new(other, b"deleted"), commit_new(other, b"kept")
+    client = open_storage(shared_cluster.addresses, cache_path=tmp_path / "cache", consistency="linearizable")
+    client.sync()
+    assert [client.load(oid)[0] for oid in (deleted, kept)] == [b"deleted", b"kept"]
+    client.close()
+
+    t = TransactionMetaData()
+    other.tpc_begin(t)
+    other.deleteObject(deleted, serial, t)
+    other.tpc_vote(t)
+    other.tpc_finish(t)
+    commit_new(other, b"another")
+    other.pack(gc=False)
+
+    client = open_storage(shared_cluster.addresses, cache_path=tmp_path / "cache")
+    with pytest.raises(POSKeyError):
+        client.load(deleted)
+    assert client.load(kept)[0] == b"kept"
 
 
 # ---- under faults -------------------------------------------------------------------------------------------
