@@ -77,7 +77,7 @@ class Missing:
                 tid_text = (self._newest[oid] // 2).to_bytes(8).hex()
                 raise Different(
                     f"{self._having} has object {oid.to_bytes(8).hex()} of transaction {tid_text}, "
-                    f"{self._place.name} has not, and no pack can have taken it: {why}"
+                    f"{self._place.name} has not, and no pack should have taken it: {why}"
                 )
 
     def _look_at(
