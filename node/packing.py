@@ -178,7 +178,7 @@ class Packer:
 
     @property
     def refused(self) -> bool:
-        """The log took nothing: `step` is to be called again some time later, whether anything is applied or not."""
+        """The log took nothing: `step` is to be called again some time later, even if nothing is applied."""
         return self._collector is not None and self._collector.refused
 
     def step(self) -> bool:
