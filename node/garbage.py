@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from raftstorage.node.engine.api import Z64, Engine
 from raftstorage.node.engine.references import scan
 from raftstorage.node.engine.wrapped import unwrap
+from raftstorage.node.raft.types import NotLeader
 from raftstorage.proto import storage_pb2 as pb
 
 #: About how many objects one entry collects: applying it takes some milliseconds.
@@ -88,6 +89,8 @@ class Collector:
         self._collecting = False
         self.problem = ""
         self.over = False
+        #: The log takes nothing now: leadership is being handed over, and it may come to nothing. Try again soon.
+        self.refused = False
 
     def state(self) -> tuple[str, int]:
         """Phase, and how many objects were done in it."""
@@ -124,7 +127,8 @@ class Collector:
             yield from self._collect()
         except Unreadable as why:
             self.problem = f"garbage was not collected: {why}"
-            self._propose_garbage([], last=True)
+            while not self._propose_garbage([], last=True):
+                yield False
 
     def _settle(self) -> Iterator[bool]:
         """Returns when all that is marked was visited, and all that was proposed looked at."""
@@ -209,17 +213,27 @@ class Collector:
                     yield False
                 yield from self._settle()
                 # From here on to the proposal nothing else happens.
-                garbage = [oid for oid in garbage if oid not in self._marks]
-                if garbage or not start:
-                    proposed = self._propose_garbage(garbage, last=not start)
+                while (garbage := [oid for oid in garbage if oid not in self._marks]) or not start:
+                    if index := self._propose_garbage(garbage, last=not start):
+                        proposed = index
+                        break
+                    yield False
+                    yield from self._settle()
                 garbage = []
                 if not start:
                     return
             yield True
 
     def _propose_garbage(self, oids: list[bytes], last: bool) -> int:
+        """Its index; 0: it was refused."""
         command = pb.CollectCommand(pack_id=self.pack.pack_id, oids=b"".join(oids), last=last)
-        return self._propose(pb.Command(collect=command).SerializeToString())
+        try:
+            index = self._propose(pb.Command(collect=command).SerializeToString())
+        except NotLeader:
+            self.refused = True
+            return 0
+        self.refused = False
+        return index
 
 
 def before(tid: bytes) -> bytes:

@@ -176,15 +176,17 @@ class Packer:
         """Is there anything to do? It may have to wait for entries to be applied."""
         return self._engine.removes or self._collector is not None
 
+    @property
+    def refused(self) -> bool:
+        """The log took nothing: `step` is to be called again some time later, even if nothing is applied."""
+        return self._collector is not None and self._collector.refused
+
     def step(self) -> bool:
         """About a millisecond of work; False: there is none before something is applied."""
         collector = self._collector
         if collector is None:
             return self._engine.pack_step(STEP)
-        try:
-            more = collector.step()
-        except NotLeader:
-            more = False  # who tells that follows
+        more = collector.step()
         if collector.problem:
             self._problem = (collector.pack.pack_id, collector.problem)
         return more

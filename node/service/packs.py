@@ -19,7 +19,7 @@ from raftstorage.proto import storage_pb2 as pb
 #: So long it works at a time, in seconds; then others have the loop for so many times as long.
 SLICE_SECONDS = 0.002
 REST = 4
-#: When it may not write it is asked again after so many seconds.
+#: When it may not write, or the log takes nothing, it is asked again after so many seconds.
 AGAIN_SECONDS = 0.05
 
 
@@ -93,6 +93,8 @@ class Packs:
                 spent = self._work_clock() - begin
         if more:
             self._handle = asyncio.get_running_loop().call_later(REST * spent, self._slice)
+        elif self.packer.refused:
+            self._handle = asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._slice)
 
     def close(self) -> None:
         self._closed = True

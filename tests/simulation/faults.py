@@ -59,6 +59,8 @@ SNAPSHOT_POINTS = (
     "after database switch",
     "after log reset",
 )
+#: Those that only large transactions pass.
+LARGE_POINTS = frozenset({"before part", "after part", "between fragments", "within a run of fragments"})
 #: Parts of the names of points that a run may pass once, or never: a crash there strikes at the first chance.
 RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
 #: Before and behind each bit of what packs have removed; struck in runs with packs.
@@ -130,19 +132,20 @@ def strike_at_removals(rng: random.Random, seconds: float) -> list[Fault]:
     ]
 
 
-def strike_at_a_point(rng: random.Random, nodes: Sequence[int], seconds: float, *, parts: bool) -> list[Fault]:
+def strike_at_a_point(rng: random.Random, nodes: Sequence[int], seconds: float) -> list[Fault]:
     """Crashes at one point of all, wherever it is passed first after some moments of a run.
 
-    `parts`: are those of large transactions passed? A run that has its crashes where snapshots are installed needs
-    somebody who was left behind, as well.
+    A run that has its crashes where snapshots are installed needs somebody who was left behind, as well.
     """
-    point = rng.choice([each for each in CRASH_POINTS if parts or not ("part" in each or "fragment" in each)])
+    weights = [3 if any(rare in point for rare in RARE) else 1 for point in CRASH_POINTS]
+    point = rng.choices(CRASH_POINTS, weights)[0]
     passes = 0 if any(rare in point for rare in (*RARE, "create", "rename", "directory")) else 3
     scene: list[Fault] = []
     moments = [rng.uniform(0.0, EARLY) * seconds for _ in range(3)]
     if point in SNAPSHOT_POINTS and len(nodes) > 2:
         at = rng.uniform(0.1, 0.3) * seconds
         scene.append(Fault(at, "isolate", (rng.choice(nodes),), 1.5))
+        scene.append(Fault(at, "cut the log of", (), 3.0))
         moments = [at + 1.0, at + 1.8]
     kinds = ("kill at a point", "cut the power of at a point")
     down = (0.002, 0.2, 1.0)

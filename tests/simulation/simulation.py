@@ -17,7 +17,7 @@ from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
 from tests.simulation.drill import fill_disks
-from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_a_point, strike_at_removals
+from tests.simulation.faults import LARGE_POINTS, MOST_CLIENTS, Fault, draw, strike_at_a_point, strike_at_removals
 from tests.simulation.history import History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
@@ -34,8 +34,9 @@ from tests.unit.engine.commands import everything
 PEACE_SECONDS = 30.0
 #: Some election timeouts.
 CALM_SECONDS = 3.0
-#: The smallest cut a list of some tokens into pieces, and have every second register of a transaction by itself.
-PART_BYTES = (0, 0, 0, 112, 150, 300)
+#: Cuts a list of some tokens into pieces, and has every second register of a transaction by itself.
+LEAST_PART_BYTES = 112
+PART_BYTES = (0, 0, 0, LEAST_PART_BYTES, 150, 300)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ class Plan:
         part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
         points = World(str(seed)).random("points")
         if not only and points.random() < 0.4:
-            faults += strike_at_a_point(points, range(1, nodes + 1), seconds, parts=part_bytes > 0)
+            crashes = strike_at_a_point(points, range(1, nodes + 1), seconds)
+            faults += crashes
+            if crashes[-1].detail in LARGE_POINTS:
+                part_bytes = LEAST_PART_BYTES
         return cls(
             str(seed),
             nodes,

@@ -75,12 +75,12 @@ def test_every_promise_holds(campaign: Campaign) -> None:
         totals.update(result.totals())
     assert failed == {}
     assert [point for point in (*CRASH_POINTS, *PACK_POINTS) if not struck[point]] == []
-    assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
+    assert totals["acknowledged"] > 20 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
     assert totals["packs"] > HELD / 2
     assert totals["objects collected"] > HELD / 20  # where there are no blobs: in a third of the runs
-    assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 3
-    assert totals["acknowledged in parts"] > 5 * HELD
+    assert min(totals["membership changes"], totals["snapshots installed"]) > HELD / 4
+    assert totals["acknowledged in parts"] > 4 * HELD
 
 
 @pytest.mark.timeout(600)

@@ -57,7 +57,7 @@ class SimLoop(asyncio.BaseEventLoop):
     """
 
     _ready: deque[SimHandle]
-    get_debug = bool  # type: ignore[assignment] # says False, which asyncio asks at every call
+    get_debug = bool  # says False, which asyncio asks at every call
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.gone = False  # with its process
         self._paused = False
         self._queued = False  # among those that the world turns next
-        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign, assignment]
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
         self.set_exception_handler(self._failed)
 
     def time(self) -> float:

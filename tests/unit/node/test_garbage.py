@@ -221,6 +221,23 @@ def test_a_deposed_leader_proposes_nothing_more(node: Node) -> None:
     assert not node.log and node.objects() == {0, 5}
 
 
+@pytest.mark.parametrize("root", [0, 1])
+def test_garbage_is_named_when_the_log_takes_something_again(node: Node, root: int) -> None:
+    """Leadership was to be handed over, and was not: nobody begins anew. Without a root nothing is garbage."""
+    node.write({root: [], 5: []})
+    node.pack()
+    node.apply()
+    node.leads = False
+    for _ in range(3):
+        while node.packer.step():
+            pass
+        assert node.packer.refused and not node.log
+    node.leads = True
+    node.finish()
+    assert not node.packer.refused and node.packer.state().phase == "done"
+    assert node.objects() == ({0} if root == 0 else {1, 5})
+
+
 # ---- at random -----------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raftstorage.node.engine.api import Z64
-from raftstorage.node.raft.types import Role
+from raftstorage.node.raft.types import NotLeader, Role
 from raftstorage.node.service.long_reads import LARGE_BYTES
 from raftstorage.node.tids import timestamp_tid
 from raftstorage.proto import HISTORY_LEVEL
@@ -109,6 +109,28 @@ async def test_a_follower_removes_too() -> None:
         state = await done(client)
         assert state.removed_records == 6
         assert len(list(it.driver.engine._store.scan("records", b""))) == 2
+
+
+@run
+async def test_garbage_is_found_though_the_log_takes_nothing_for_a_while() -> None:
+    """Leadership is being handed over, and stays; nobody writes anything."""
+    async with at_level_2() as it:
+        it.driver.ready()
+        client = await greeted(it)
+        tid = await write(client, 1, {0: record(), 5: record()}, {})
+        packer = it.service._packs.packer
+        propose, refused = packer._propose, []
+
+        def handing_over(data: bytes) -> int:
+            if pb.Command.FromString(data).HasField("collect") and len(refused) < 3:
+                refused.append(data)
+                raise NotLeader("handing leadership over")
+            return propose(data)
+
+        packer._propose = handing_over
+        await client.ask(pack=pb.Pack(pack_id=PACK, tid=tid, collect=True))
+        assert (await done(client)).removed_objects == 1
+        assert len(refused) == 3
 
 
 @run
