@@ -64,7 +64,8 @@ class Leadership:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._took_over.wait(), TEND_SECONDS)
+                async with asyncio.timeout(TEND_SECONDS):  # wait_for loses a cancellation beside the event
+                    await self._took_over.wait()
             self._took_over.clear()
             if self._driver.role is Role.LEADER:
                 self._observer.lags(

@@ -23,8 +23,8 @@ from typing import Any
 
 from raftstorage.ops.bench_client import CLIENTS_MAX, Job, Target, measure, populate
 from raftstorage.ops.child import PARENT_VARIABLE
-from raftstorage.ops.drill_report import percentile
-from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.drills.report import percentile
+from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.ports import free_ports
 from rich.console import Console
@@ -114,6 +114,7 @@ def run(
 ) -> Result:
     """Measures everything in `directory` (default: a temporary one). CommandError when a system fails."""
     require_zodb("raftstorage bench")
+    require_node("raftstorage bench")
     try:
         import ZEO  # noqa: F401
     except ImportError:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from raftstorage.ops.demo_objects import Car, Screw, Wheel
-from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 from rich.console import Console
 
@@ -15,6 +15,7 @@ from rich.console import Console
 def run(console: Console, nodes: int = 3) -> None:
     """Runs the demonstration on a temporary cluster. CommandError as soon as something is not as it must be."""
     require_zodb("raftstorage demo")
+    require_node("raftstorage demo")
 
     def done(text: str) -> None:
         console.print(f"[green]✓[/] {text}")

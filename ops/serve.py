@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raftstorage.ops.errors import CommandError
-
-#: One of what the extra `node` installs.
-_NEEDED = "rocksdict"
+from raftstorage.ops.errors import require_node
 
 
 def become_node(directory: Path, listen: str, advertise: str, metrics: str, more: Sequence[str]) -> NoReturn:
@@ -22,8 +18,7 @@ def become_node(directory: Path, listen: str, advertise: str, metrics: str, more
 
     `more`: options of the node, passed on as they are. CommandError: what a node needs is not installed.
     """
-    if importlib.util.find_spec(_NEEDED) is None:
-        raise CommandError("raftstorage serve needs a node's packages: pip install 'raftstorage[node]'", 2)
+    require_node("raftstorage serve")
     words = ["--dir", str(directory), "--listen", listen]
     words += ["--advertise", advertise] if advertise else []
     words += ["--metrics", metrics] if metrics else []

@@ -288,6 +288,10 @@ class Cluster:
         self._loop.call_soon_threadsafe(send)
         return waiter
 
+    def is_connected(self) -> bool:
+        """Whether there is a stream to any replica."""
+        return bool(run_in_loop(self._replicas.book.connected))
+
     def leader_address(self) -> str | None:
         """The address of the leader if there is a stream to it."""
 

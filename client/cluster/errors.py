@@ -34,12 +34,13 @@ class StorageFull(ClusterError):
     """
 
 
-class CommitOutcomeUnknown(ClientDisconnected):
+class CommitOutcomeUnknown(ClusterError):
     """A commit was sent and no answer could be had in time: it may be committed or not.
 
     Ask again with `storage.commit_outcome(error)`: it sends the same transaction under the same id, which
     the cluster commits at most once, and returns its tid or raises what a commit raises. Do not simply run the
-    transaction again.
+    transaction again: it may happen twice. So this is no TransientError, which publishers and transaction loops
+    run again by themselves, and no ClientDisconnected, which says that nothing was changed.
     """
 
     def __init__(self, message: str, transaction_id: bytes = b"", body: Body = b"") -> None:

@@ -34,10 +34,9 @@ class Feed:
         self.sink: Sink | None = None
         #: Called for every change, before the sink, and for those of a transaction that is being finished here.
         self.on_change: Sink = lambda tid, oids: None
-        #: Called before the next change when some were left out: what is known of any object may be old.
+        #: Called where some changes were left out, between those before and behind: any object may be another one.
         self.on_missed: Callable[[], object] = lambda: None
-        self._missed = False
-        self._queue: deque[tuple[bytes, Sequence[bytes]]] = deque()
+        self._queue: deque[tuple[bytes, Sequence[bytes] | None]] = deque()  # None: some behind it are left out
         self._moved = threading.Condition(self.lock)
         self._wake = threading.Event()
         self._held_oids: frozenset[bytes] | None = None
@@ -62,7 +61,8 @@ class Feed:
 
     def miss(self) -> None:
         """Of the changes that come now, some are left out: a pack took them. In the loop, as `accept`."""
-        self._missed = True
+        self._queue.append((self.accepted, None))
+        self._wake.set()
 
     def last_transaction(self) -> bytes:
         """The newest tid whose invalidations are delivered, after delivering what has come so far."""
@@ -109,7 +109,11 @@ class Feed:
                 if not arrived:
                     raise ClientDisconnected("committed, but the changes before it did not arrive in time")
                 while self._queue and self._queue[0][0] <= tid:
-                    self.on_change(*self._queue.popleft())
+                    changed, oids = self._queue.popleft()
+                    if oids is None:
+                        self.on_missed()
+                    else:
+                        self.on_change(changed, oids)
                 if not self._closed:
                     self.last = max(self.last, tid)
                 self._moved.notify_all()
@@ -135,25 +139,20 @@ class Feed:
         if self._error is not None:
             raise DeliveryFailed("an invalidation could not be delivered; reopen the storage") from self._error
         moved = False
-        if self._missed and not self._closed:
-            self._missed = False
-            try:
-                self.on_missed()
-            except BaseException as error:
-                self._error = error
-                raise
         while self._queue and not self._closed:
             tid, oids = self._queue[0]
-            if self._held(tid, oids):
+            if oids is not None and self._held(tid, oids):
                 break
-            if tid > self.last:
-                try:
+            try:
+                if oids is None:
+                    self.on_missed()
+                elif tid > self.last:
                     self.on_change(tid, oids)
                     if self.sink is not None:
                         self.sink(tid, oids)
-                except BaseException as error:
-                    self._error = error
-                    raise
+            except BaseException as error:
+                self._error = error
+                raise
             self._queue.popleft()
             self.last = max(self.last, tid)
             moved = True

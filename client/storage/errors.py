@@ -10,6 +10,7 @@ from zc.lockfile import LockError
 from ZODB import POSException
 
 from ..cluster import errors as cluster
+from ..cluster.bodies import Body
 
 
 class ClientDisconnected(cluster.ClientDisconnected, POSException.StorageError):  # type: ignore[misc]
@@ -24,7 +25,7 @@ class StorageFull(cluster.StorageFull, POSException.StorageSystemError):  # type
     __doc__ = cluster.StorageFull.__doc__
 
 
-class CommitOutcomeUnknown(cluster.CommitOutcomeUnknown, ClientDisconnected):
+class CommitOutcomeUnknown(cluster.CommitOutcomeUnknown, POSException.StorageError):  # type: ignore[misc]
     __doc__ = cluster.CommitOutcomeUnknown.__doc__
 
 
@@ -160,3 +161,13 @@ def as_zodb(oid: bytes = b"", *, but: Collection[int] = ()) -> Iterator[None]:
         raise ProtocolMismatch(str(error)) from error
     except cluster.WrongCluster as error:
         raise WrongCluster(str(error)) from error
+
+
+@contextlib.contextmanager
+def outcome_unknown(transaction_id: bytes, body: Body) -> Iterator[None]:
+    """For what comes after a commit was sent: that nobody can be reached, or takes anything, does not mean there
+    that nothing was changed. CommitOutcomeUnknown in its place. Inside `as_zodb`."""
+    try:
+        yield
+    except (cluster.ClientDisconnected, cluster.StorageFull) as error:
+        raise cluster.CommitOutcomeUnknown(str(error), transaction_id, body) from error

@@ -50,7 +50,7 @@ class Histories:
                 size=revision.size,
             )
             found.append(entry)
-        return found
+        return found[: max(0, size)]
 
     def loadAt(self, oid: bytes, at: bytes) -> tuple[bytes | None, bytes, bytes | None]:  # noqa: N802
         """(data, serial, next serial or None) as of `at`, that tid's changes included (ZODB#323).

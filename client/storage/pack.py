@@ -35,14 +35,16 @@ class Packing:
 
     def pack(
         self,
-        pack_time: float,
+        pack_time: float | None = None,
         referencesf: Any = None,
         gc: bool | None = None,
         *,
         wait: bool = True,
+        days: float = 0,
         progress: Callable[[pb.PackState], object] | None = None,
     ) -> None:
-        """Forgets all that was not current any more at `pack_time` (seconds since 1970), on all nodes.
+        """Forgets all that was not current any more `days` before `pack_time` (seconds since 1970; None: now), on
+        all nodes.
 
         `gc`: objects too that nothing refers to; None: as the storage was opened. The leader finds them itself,
         so `referencesf` is not called. `wait`: until it is done; otherwise until the leader has accepted it. It
@@ -50,6 +52,7 @@ class Packing:
         """
         self._want_writable()
         self._want_history()
+        until = (time.time() if pack_time is None else pack_time) - days * 86_400
         with as_zodb():
             last = self.cluster.read_point()
         if last == Z64:
@@ -58,7 +61,7 @@ class Packing:
             "pack",
             pb.Pack(
                 pack_id=os.urandom(16),
-                tid=min(_tid_of(pack_time), last),  # a time to come means now
+                tid=min(_tid_of(until), last),  # a time to come means now
                 collect=self.pack_gc if gc is None else gc,
             ),
         )

@@ -21,7 +21,7 @@ from ..cluster.cluster import DELIVERY_SECONDS
 from .blobs import BlobStorage
 from .bulk import restore_all
 from .cached import open_cached
-from .errors import CommitOutcomeUnknown, as_zodb
+from .errors import CommitOutcomeUnknown, as_zodb, outcome_unknown
 from .history import Histories
 from .iteration import Iterating
 from .loading import Loading
@@ -137,6 +137,11 @@ class ClientStorage(
     def sortKey(self) -> str:  # noqa: N802
         return f"raftstorage:{self.cluster.cluster_id}"
 
+    def is_connected(self, test: bool = False) -> bool:
+        """Whether any node is in reach, as ZEO's users ask it. Writes need a leader besides. `test`: as ZEO's,
+        for nothing."""
+        return self.cluster.is_connected()
+
     def isReadOnly(self) -> bool:  # noqa: N802
         return self._read_only
 
@@ -165,7 +170,7 @@ class ClientStorage(
                     raise
 
         def missed() -> None:
-            self.cache.clear()
+            self.cache.missed()
             forget = getattr(wrapper, "invalidateCache", None)
             if forget is not None:
                 forget()
@@ -256,20 +261,24 @@ class ClientStorage(
         return None if phase is None else phase.transaction
 
     def commit_outcome(self, unknown: CommitOutcomeUnknown) -> bytes:
-        """Asks again what became of a commit whose outcome was unknown: its tid, or raises as tpc_finish does."""
-        with as_zodb():
+        """Asks again what became of a commit whose outcome was unknown: its tid, or raises as tpc_finish does.
+
+        Who cannot be reached now may have been before: CommitOutcomeUnknown, and never ClientDisconnected.
+        """
+        with as_zodb(), outcome_unknown(unknown.transaction_id, unknown.body):
             tid = self.cluster.commit(unknown.transaction_id, unknown.body)
             self.cluster.feed.wait_for(tid, self.delivery_timeout)
         return tid
 
     def copyTransactionsFrom(  # noqa: N802
-        self, other: Any, *, progress: Callable[[int, int], object] | None = None
+        self, other: Any, verbose: object = 0, *, progress: Callable[[int, int], object] | None = None
     ) -> None:
         """Restores all transactions of another storage, in order, with their tids and metadata.
 
         Blobs come along, if the other storage has any. Many are under way at once; after a failover it goes on
-        where it was. `progress(transactions, bytes)` is called after each. Records are copied as they are; a
-        storage that already has later transactions refuses (StorageTransactionError).
+        where it was. `progress(transactions, bytes)` is called after each; `verbose`, which other storages take,
+        is for nothing. Records are copied as they are; a storage that already has later transactions refuses
+        (StorageTransactionError).
         """
         self._want_writable()
         with self._commit_lock, as_zodb():

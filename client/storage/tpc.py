@@ -13,7 +13,7 @@ from ZODB._compat import _protocol, dumps
 from ..cluster import Call
 from ..cluster.bodies import Body, Record, make_body, size_of
 from ..cluster.policy import vote
-from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict
+from .errors import RecordTooLarge, UploadExpired, as_zodb, conflict, outcome_unknown
 from .pending_blobs import PendingBlobs
 from .reading import Reader
 from .undo import Undo
@@ -143,7 +143,7 @@ class Begun:
                 if self._resolve(failure):
                     resolved[failure.oid] = None
         cluster.metrics.conflict("write")
-        raise conflict(conflicts[0], self._records[conflicts[0].oid].data)
+        raise self._conflict(conflicts[0])
 
     def _reserve(self) -> tuple[Body, pb.Event, str]:
         """What was asked for, the leader's reply, and its address."""
@@ -182,7 +182,7 @@ class Begun:
         # of blobs are not merged.
         if base == Z64 or record.no_data or not failure.data or record.blob is not None:
             metrics.conflict("write")
-            raise conflict(failure, record.data)
+            raise self._conflict(failure)
         try:
             data = self.storage.tryToResolveConflict(failure.oid, committed, base, record.data, failure.data)
         except POSException.ConflictError:
@@ -191,6 +191,11 @@ class Begun:
         metrics.conflict("resolved")
         self._put(Record(record.oid, committed, data))
         return True
+
+    def _conflict(self, failure: pb.Failure) -> Exception:
+        """With the record that was refused as the application's class pickled it, not as a wrapper stores it."""
+        data = self._records[failure.oid].data
+        return conflict(failure, self.storage._crs_untransform_record_data(data) if data else None)
 
     def abort(self) -> None:
         if self._asked:
@@ -222,7 +227,7 @@ class Voted:
             feed.release()
             raise
         self.blobs.keep(tid)  # before anyone here can ask for them
-        with as_zodb():
+        with as_zodb(), outcome_unknown(self.transaction_id, self._body):
             feed.finish(tid, callback, self.storage.delivery_timeout)
         self.storage._committed(tid, self._begun.records)
         return tid

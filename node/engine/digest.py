@@ -9,6 +9,7 @@ from raftstorage.node.engine.layout import (
     MEMBERSHIP_KEY,
     STAGING_KEY,
     STATE_KEY,
+    Stub,
     blob_key,
     chunk_keys,
     page_key,
@@ -47,27 +48,27 @@ class Digesting(Leftovers):
 
     def _visible_records(self) -> Iterator[Pair]:
         packed = self._pack.tid
-        held: tuple[bytes, bytes] | None = None  # the newest one so far that is not newer than the pack
+        held: tuple[bytes, bytes, Stub] | None = None  # the newest one so far that is not newer than the pack
         for key, sealed in self._store.scan("records", b""):
             if held is not None and (held[0][:8] != key[:8] or key[8:] > packed):
                 yield from self._seen(*held)
                 held = None
-            if read_stub(key, sealed).fragment in self._dropped or key[8:] > self._last_tid:
+            stub = read_stub(key, sealed)
+            if stub.fragment in self._dropped or key[8:] > self._last_tid:
                 continue
             if key[8:] <= packed:
-                held = key, sealed
+                held = key, sealed, stub
             else:
-                yield from self._record_pairs(key, sealed)
+                yield from self._record_pairs(key, sealed, stub)
         if held is not None:
             yield from self._seen(*held)
 
-    def _seen(self, key: bytes, sealed: bytes) -> Iterator[Pair]:
-        if not read_stub(key, sealed).no_data:
-            yield from self._record_pairs(key, sealed)
+    def _seen(self, key: bytes, sealed: bytes, stub: Stub) -> Iterator[Pair]:
+        if not stub.no_data:
+            yield from self._record_pairs(key, sealed, stub)
 
-    def _record_pairs(self, key: bytes, sealed: bytes) -> Iterator[Pair]:
+    def _record_pairs(self, key: bytes, sealed: bytes, stub: Stub) -> Iterator[Pair]:
         yield "records", key, sealed
-        stub = read_stub(key, sealed)
         for each in chunk_keys(key, stub):
             yield "data", each, self._needed("data", each)
         if stub.blob is not None:
@@ -107,4 +108,5 @@ class Digesting(Leftovers):
             at = page_key(staging.first, page)
             for oid in read_page(at, self._needed("pages", at)):
                 key = oid + staging.tid
-                yield from self._record_pairs(key, self._needed("records", key))
+                sealed = self._needed("records", key)
+                yield from self._record_pairs(key, sealed, read_stub(key, sealed))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -54,6 +56,15 @@ class Clusters:
         self._end(cluster)
         cluster.close()
         self._thread.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _back_home() -> Iterator[None]:
+    """Some of ZODB's tests change into a directory of their own and leave the next test there."""
+    here, temporary = Path.cwd(), tempfile.tempdir
+    yield
+    os.chdir(here)
+    tempfile.tempdir = temporary
 
 
 @pytest.fixture(scope="session")

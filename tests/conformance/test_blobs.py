@@ -1,12 +1,14 @@
 """The blob suites of ZODB and of ZEO's client against a live three-node cluster, as ZODB runs them against a
-FileStorage; and ZODB's once more against a node in the test's own process.
+FileStorage; and ZODB's once more against a node in the test's own process, and over records that no node can read.
 
 Each test gets empty databases. ZODB's suite wants a clock that jumps by a second whenever it is read: its test
-runner has it as a layer, which here is put round each test.
+runner has it as a layer, which here is put round each test. Only the one about packs goes without: it tells a pack
+until when, and a cluster goes by its own clock. (It waits a second for each revision instead.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import functools
 import os
@@ -27,22 +29,62 @@ from raftstorage.client.blobs.layout import CacheLayout
 from ZEO.tests.testZEO import CommonBlobTests
 from ZODB import DB
 from ZODB.blob import Blob, remove_committed
-from ZODB.tests import StorageTestBase
-from ZODB.tests.testblob import storage_reusable_suite
+from ZODB.POSException import POSKeyError
+from ZODB.tests import StorageTestBase, testblob
+
+from tests.conformance.cases import Hex
 
 if TYPE_CHECKING:
     from raftstorage.ops.local import LocalCluster
 
 #: Tests in ZODB 6.4's suite. A release may add some; that one runs fewer would be a silent loss.
-SUITE_TESTS = 20
+SUITE_TESTS = 21
+
+PACKING = "blob_packing_txt"
+
+#: What else of testblob makes a storage: with ours in place of a BlobStorage over a MappingStorage.
+OTHERS = ("testblob.BlobCloneTests.testDeepCopyCanInvalidate", "blob_tempdir_txt")
+
+#: What of testblob says nothing about a storage, or something about another one than ours, and what that is.
+LEFT_OUT = {
+    "blob_basic_txt": "a Blob that is in no database",
+    "blob_consume_txt": "a Blob that is in no database",
+    "blob_layout_txt": "ZODB's FilesystemHelper, and how a FileStorage's directory is laid out anew",
+    "testblob.BushyLayoutTests.testBushyLayoutOIDToPathUnicode": "one of ZODB's layouts, without a storage",
+    "blobstorage_packing_txt": "a storage that keeps no old revisions, and BlobStorage's own flags",
+    "testblob.ZODBBlobConfigTest.test_map_config1": "the section <blobstorage>; <raftstorage> has a blob-dir",
+    "testblob.ZODBBlobConfigTest.test_file_config1": "the section <blobstorage>; <raftstorage> has a blob-dir",
+    "testblob.ZODBBlobConfigTest.test_blob_dir_needed": "the section <blobstorage>; ours works without a blob-dir",
+}
 
 #: What makes a storage on an empty database: the name of its blob directory goes in. Set for each test.
 _make: Callable[[str], Any]
 
 
+class Mirror(ClientStorage):
+    """After each pack its directory of blobs, which is a cache, has exactly what the cluster has: where a test
+    looks for a file that a pack should have removed, it sees what the nodes still have."""
+
+    def pack(self, *arguments: Any, **options: Any) -> None:
+        def path_of(oid: bytes, tid: bytes) -> Path:
+            return Path(self.fshelper.getBlobFilename(oid, tid))
+
+        revisions = [(record.oid, record.tid) for each in self.iterator() for record in each]
+        super().pack(*arguments, **options)
+        blobs = [revision for revision in revisions if path_of(*revision).exists()]
+        for revision in blobs:
+            remove_committed(path_of(*revision))
+        for revision in blobs:
+            try:
+                self.loadBlob(*revision)
+            except POSKeyError:
+                with contextlib.suppress(OSError):
+                    path_of(*revision).parent.rmdir()
+
+
 def suite_of(name: str) -> unittest.TestSuite:
-    return storage_reusable_suite(
-        name, lambda _, blob_dir: _make(blob_dir), test_blob_storage_recovery=True, test_packing=False
+    return testblob.storage_reusable_suite(
+        name, lambda _, blob_dir: _make(blob_dir), test_blob_storage_recovery=True, test_packing=True
     )
 
 
@@ -52,14 +94,18 @@ def cases_of(suite: Any) -> list[Any]:
     return [case for each in suite for case in cases_of(each)]
 
 
+def name_of(case: Any) -> str:
+    return str(case.id()).removeprefix("ZODB.tests.").rsplit("/", 1)[-1]
+
+
 def parameters(name: str) -> list[Any]:
     suite = suite_of(name)
-    return [pytest.param((suite.layer, case), id=case.id().rpartition("testblob.")[2]) for case in cases_of(suite)]
+    return [pytest.param((suite.layer, case), id=name_of(case)) for case in cases_of(suite)]
 
 
 @pytest.fixture
 def on_a_cluster(start_cluster: Callable[..., LocalCluster]) -> Callable[[str], Any]:
-    return lambda blob_dir: ClientStorage(start_cluster().addresses, blob_dir=blob_dir)
+    return lambda blob_dir: Mirror(start_cluster().addresses, blob_dir=blob_dir)
 
 
 @pytest.fixture
@@ -68,7 +114,7 @@ def embedded(disk_directory: Path) -> Iterator[Callable[..., Any]]:
     # Their nodes run already: a test that breaks `os.rename` means that of the storages.
     nodes = [ClientStorage(place) for place in places]
     unused = iter(places)
-    yield lambda blob_dir, **options: ClientStorage(next(unused), blob_dir=blob_dir, **options)
+    yield lambda blob_dir, **options: Mirror(next(unused), blob_dir=blob_dir, **options)
     for node in nodes:
         node.close()
 
@@ -92,19 +138,26 @@ def run(layer: Any, case: Any, make: Callable[[str], Any]) -> None:
     _make = make_and_note
     if isinstance(case, doctest.DocTestCase):
         case._dt_test.globs["open"] = open_as_a_user  # type: ignore[attr-defined]
-    layer.testSetUp()
+    own_clock = name_of(case) != PACKING
+    if own_clock:
+        layer.testSetUp()
     try:
-        result = unittest.TestResult()
-        case.run(result)
+        passes(case)
     finally:
-        layer.testTearDown()
+        if own_clock:
+            layer.testTearDown()
         for storage in made:
             storage.close()
+    assert made or "create_storage" not in str(getattr(case, "_dt_test", "create_storage").docstring)
+
+
+def passes(case: Any) -> None:
+    result = unittest.TestResult()
+    case.run(result)
     assert result.testsRun == 1
     assert not result.skipped
     for _, text in [*result.errors, *result.failures]:
         raise AssertionError(text)
-    assert made or "create_storage" not in str(getattr(case, "_dt_test", "create_storage").docstring)
 
 
 @pytest.mark.parametrize("layered", parameters("Cluster"))
@@ -122,8 +175,41 @@ def test_zodbs_suite_embedded(layered: tuple[Any, Any], embedded: Callable[..., 
     run(*layered, embedded)
 
 
+@pytest.mark.parametrize("layered", parameters("Hex"))
+def test_zodbs_suite_over_hex(layered: tuple[Any, Any], embedded: Callable[..., Any]) -> None:
+    run(*layered, lambda blob_dir: Hex(embedded(blob_dir)))
+
+
 def test_the_suite_is_as_large_as_it_was() -> None:
-    assert len(cases_of(suite_of("Counted"))) >= SUITE_TESTS
+    names = [name_of(case) for case in cases_of(suite_of("Counted"))]
+    assert len(names) >= SUITE_TESTS
+    assert PACKING in names
+
+
+#: All of the module's own, but the reusable suite, which it runs on a FileStorage.
+MODULE = {name_of(case): case for case in cases_of(testblob.test_suite())}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_of_zodbs(name: str, shared_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make(blob_dir: str, base: Any) -> Any:
+        made.append(ClientStorage(shared_cluster.addresses, blob_dir=blob_dir))
+        return made[-1]
+
+    monkeypatch.setattr("ZODB.blob.BlobStorage", make)
+    passes(MODULE[name])
+    assert made
+    for storage in made:
+        storage.close()
+
+
+def test_nothing_of_the_module_is_forgotten() -> None:
+    reusable = {
+        name_of(case).replace("Counted", "BlobAdaptedFileStorage") for case in cases_of(suite_of("Counted"))
+    }
+    assert set(MODULE) - reusable == {*OTHERS, *LEFT_OUT}
 
 
 # ---- ZEO's --------------------------------------------------------------------------------------------------

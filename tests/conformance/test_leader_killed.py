@@ -1,6 +1,7 @@
 """ZODB's own storage tests while the cluster's leader is killed again and again: an application sees none of it.
 
-CI runs those that take longest, so that each has several leaders; `--thorough` runs all of them.
+CI runs those that take longest, so that each has several leaders; `--thorough` runs all of them. ZODB's races of
+loads and invalidations run once more with caches in files, which a thread's storages take over from one another.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from raftstorage.ops.local import LocalCluster
+from ZODB.tests.racetest import RaceTests
 
-from tests.conformance.cases import MIXINS, Case, make_cases
+from tests.conformance.cases import MIXINS, Case, checks_of, make_cases
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Clusters
@@ -71,6 +74,31 @@ for name, case in make_cases(LeaderKilled, __name__).items():
     if not any(name == f"Test{each}LeaderKilled" for each in IN_CI):
         case.pytestmark = [pytest.mark.thorough]  # type: ignore[attr-defined]
     globals()[name] = case
+
+
+class TestRacesWithCachesInFiles(LeaderKilled, RaceTests):  # type: ignore[misc]
+    @pytest.fixture(autouse=True)
+    def _caches(self, tmp_path: Path) -> None:
+        self._directory = tmp_path
+        self.resumed = 0
+
+    def client(self, **options: Any) -> Any:
+        """A thread has one storage after the other: each begins with what the one before it left."""
+        path = self._directory / f"cache-{threading.get_ident()}"
+        self.resumed += path.exists()
+        return super().client(cache_path=path, **options)
+
+    def _new_storage_client(self) -> Any:
+        return self.client()
+
+    def tearDown(self) -> None:
+        super().tearDown()
+        if "disconnect" in self._testMethodName:
+            assert self.resumed
+
+
+def test_all_races_are_collected() -> None:
+    assert len(checks_of(RaceTests)) == 3
 
 
 def test_there_is_a_part_for_ci() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from raftstorage.client.cluster.errors import ClientDisconnected, StorageFull
+from raftstorage.client.cluster.errors import ClientDisconnected, CommitOutcomeUnknown, StorageFull
 from raftstorage.node.disk_space import KNOWN_SECONDS, LOOK_SECONDS, Room
 
 from tests.simulation.client import Refused
@@ -73,6 +73,6 @@ async def _refused(workload: Workload) -> None:
             await workload.write()
         except StorageFull:
             continue
-        except (Refused, ClientDisconnected) as error:
+        except (Refused, ClientDisconnected, CommitOutcomeUnknown) as error:
             raise Violation(f"with full disks everywhere a write gets {error!r}") from error
         raise Violation("a write is taken, though no disk has room")

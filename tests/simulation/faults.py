@@ -64,6 +64,8 @@ RARE = ("remove", "checkpoint", "fetch", "switch", "reset", "part", "fragment")
 #: Before and behind each bit of what packs have removed; struck in runs with packs.
 PACK_POINTS = ("before pack step", "after pack step")
 MOST_CLIENTS = 4
+#: Scenes begin in this share of a run, so that there is time for most of them to come to their end.
+EARLY = 0.7
 MEMBERSHIP = "change the members at"
 HAND_OVER = "hand over the leadership of"
 LEADER = 0  # in `nodes`: whoever leads when the fault strikes
@@ -94,7 +96,7 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     if not only and rng.random() < 0.5:  # in every second run the members change, and nodes fall far behind
         weights += [sum(weights) / 6] * len(CHANGING)
         mix += CHANGING
-    rate = rng.choice((0.3, 0.7, 1.5, 3.0))
+    rate = rng.choice((0.45, 1.0, 2.2, 4.5))
     spared = rng.sample(list(nodes), len(nodes) // 2 + 1)  # a majority keeps what its disks hold
     if not CHANGING_KINDS.isdisjoint(mix):  # who is a majority later on cannot be known here
         spared = list(nodes)
@@ -109,7 +111,7 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
         if at < undisturbed.get(kind, 0.0):
             continue
         undisturbed[kind] = at + ALONE.get(kind, 0.0)
-        scene = SCENES[kind](rng, at, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
+        scene = SCENES[kind](rng, at * EARLY, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
         found += [each for each in scene if each.kind != "flip a bit of" or each.nodes[0] not in spared]
 
 
@@ -125,6 +127,27 @@ def strike_at_removals(rng: random.Random, seconds: float) -> list[Fault]:
             rng.randrange(4),
         )
         for _ in range(rng.randrange(1, 4))
+    ]
+
+
+def strike_at_a_point(rng: random.Random, nodes: Sequence[int], seconds: float, *, parts: bool) -> list[Fault]:
+    """Crashes at one point of all, wherever it is passed first after some moments of a run.
+
+    `parts`: are those of large transactions passed? A run that has its crashes where snapshots are installed needs
+    somebody who was left behind, as well.
+    """
+    point = rng.choice([each for each in CRASH_POINTS if parts or not ("part" in each or "fragment" in each)])
+    passes = 0 if any(rare in point for rare in (*RARE, "create", "rename", "directory")) else 3
+    scene: list[Fault] = []
+    moments = [rng.uniform(0.0, EARLY) * seconds for _ in range(3)]
+    if point in SNAPSHOT_POINTS and len(nodes) > 2:
+        at = rng.uniform(0.1, 0.3) * seconds
+        scene.append(Fault(at, "isolate", (rng.choice(nodes),), 1.5))
+        moments = [at + 1.0, at + 1.8]
+    kinds = ("kill at a point", "cut the power of at a point")
+    down = (0.002, 0.2, 1.0)
+    return scene + [
+        Fault(at, rng.choice(kinds), (), rng.choice(down), point, rng.randrange(passes + 1)) for at in moments
     ]
 
 

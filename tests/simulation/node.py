@@ -56,6 +56,8 @@ SILENT_SECONDS = 1.0
 FRAGMENT = pb.Command(fragment=pb.FragmentCommand()).SerializeToString()[:1]
 #: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
 MESSAGE_ENTRIES = (1, 3, 16, 16)
+#: From one heartbeat to the next, of all nodes of a run. Production has 1: more to do, less to go wrong.
+HEARTBEAT_TICKS = (1, 2, 3)
 EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
 CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
@@ -107,6 +109,7 @@ class SimNode:
         self._keep_bytes = keep.choice(KEEP_BYTES)
         self.segment_bytes = keep.choice(SEGMENT_BYTES)
         self._message_entries = world.random("messages").choice(MESSAGE_ENTRIES)
+        self._heartbeat_ticks = world.random("heartbeats").choice(HEARTBEAT_TICKS)
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
@@ -149,13 +152,14 @@ class SimNode:
         assert self.loop is not None
         wal = Wal.open(LOG, segment_bytes=self.segment_bytes, cache_bytes=4 << 10, files=self.files)
         self.databases = {self.installed.name: self.databases[self.installed.name]}
-        engine = SimEngine(self.databases[self.installed.name], self.point)
+        engine = SimEngine(self.databases[self.installed.name], self.point, lambda: self._watcher.state(self))
         agree(wal, engine, self.installed)
         wal.clean()
         self.driver = Driver(
             Config(
                 self.id,
                 frozenset(),
+                heartbeat_ticks=self._heartbeat_ticks,
                 max_message_entries=self._message_entries,
                 max_message_bytes=2048,
                 max_inflight_messages=8,
@@ -328,6 +332,7 @@ class SimNode:
         self.point("before checkpoint")
         store = self.databases[self.installed.name]
         store.flush()
+        self._watcher.copied(self)
         membership = self.engine.membership
         base = SnapshotBase(
             self.engine.applied_index,

@@ -17,7 +17,7 @@ from tests.simulation.checks import Broken, check_all
 from tests.simulation.choices import Objects
 from tests.simulation.client import SimClient
 from tests.simulation.drill import fill_disks
-from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_removals
+from tests.simulation.faults import MOST_CLIENTS, Fault, draw, strike_at_a_point, strike_at_removals
 from tests.simulation.history import History
 from tests.simulation.network import Network, Weather
 from tests.simulation.node import SimNode
@@ -59,7 +59,7 @@ class Plan:
         """`only`: names of fault kinds and scenes, all by default."""
         rng = World(str(seed)).random("plan")
         nodes = rng.choices((1, 3, 5), (1, 16, 3))[0]
-        seconds = rng.uniform(5.0, 15.0)
+        seconds = rng.uniform(4.0, 9.0)
         weather = Weather()
         if rng.random() < 0.5:
             weather = Weather(
@@ -76,6 +76,9 @@ class Plan:
         if packs and rng.random() < 0.7:
             faults += strike_at_removals(rng, seconds)
         part_bytes = World(str(seed)).random("parts").choice(PART_BYTES)
+        points = World(str(seed)).random("points")
+        if not only and points.random() < 0.4:
+            faults += strike_at_a_point(points, range(1, nodes + 1), seconds, parts=part_bytes > 0)
         return cls(
             str(seed),
             nodes,

@@ -70,9 +70,11 @@ class SimEngine(StateMachine):
 
     blob_chunk_bytes = 16
 
-    def __init__(self, store: MemoryStore, point: Callable[[str], None]) -> None:
+    def __init__(self, store: MemoryStore, point: Callable[[str], None], applied: Callable[[], None]) -> None:
+        """`applied` is called behind each entry."""
         super().__init__(store)
         self._point = point
+        self._applied = applied
 
     def pack_step(self, budget: int) -> bool:
         """A few records at a time."""
@@ -89,4 +91,5 @@ class SimEngine(StateMachine):
         self._point("after apply")
         if self._staging is not None:
             self._point("between fragments")
+        self._applied()
         return applied

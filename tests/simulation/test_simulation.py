@@ -1,4 +1,4 @@
-"""What the simulator promises of itself, five hundred seeds, and every mutant."""
+"""What the simulator promises of itself, a thousand seeds, and every mutant."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from tests.simulation.mutants import BY_NAME, FOCUS, MUTANTS, SEEDS
 from tests.simulation.shrink import kind, shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
 
-#: A thousand again when the simulator is faster: with packs and blobs a run takes four times as long.
-HELD = 500
-#: Crash points of which so few runs may miss some.
-MISSED = 8
+HELD = 1000
 ROOT = Path(__file__).parents[2]
 HASHES = """
 from tests.simulation.simulation import Plan, Result, Simulation
@@ -77,8 +74,7 @@ def test_every_promise_holds(campaign: Campaign) -> None:
         struck += result.struck
         totals.update(result.totals())
     assert failed == {}
-    missed = [point for point in (*CRASH_POINTS, *PACK_POINTS) if not struck[point]]
-    assert len(missed) <= MISSED, f"nearly every crash point was struck, but {missed}"
+    assert [point for point in (*CRASH_POINTS, *PACK_POINTS) if not struck[point]] == []
     assert totals["acknowledged"] > 30 * HELD, "enough happened to say something"
     assert min(totals["refused"], totals["unknown"]) > 0
     assert totals["packs"] > HELD / 2

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raftstorage.node.engine.api import Applied
+from raftstorage.node.engine.api import Applied, EngineError
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import Entry, Message, MessageType, Persist, Role, RoleChange
 from raftstorage.node.wal import Wal, WalError
@@ -66,6 +66,10 @@ class Watcher:
         self._tids[node.id] = node.engine.last_tid
         self._compare_digest(node)
         self.members.check(node)
+
+    def copied(self, node: SimNode) -> None:
+        """Its database is copied for a node that was left behind, which must come to the same."""
+        self._compare_digest(node)
 
     def died(self, node: SimNode) -> None:
         self._commit.pop(node.id, None)
@@ -154,7 +158,11 @@ class Watcher:
                     last = self._tids[node.id].hex()
                     raise Violation(f"{node.name} applies tid {outcome.tid.hex()} after {last}")
                 self._tids[node.id] = outcome.tid
-        if self._rng.random() < 0.02:
+
+    def state(self, node: SimNode) -> None:
+        """Right behind each entry. All nodes' states are compared at the same indexes: each 32nd, later fewer."""
+        index = node.engine.applied_index
+        if index % (1 << max(5, index.bit_length() - 3)) == 0:
             self._compare_digest(node)
 
     def _check_committed(self, node: SimNode, entry: Entry) -> None:
@@ -208,7 +216,10 @@ class Watcher:
 
     def _compare_digest(self, node: SimNode) -> None:
         index = node.engine.applied_index
-        digest = node.engine.digest()
+        try:
+            digest = node.engine.digest()
+        except EngineError as error:
+            raise Violation(f"{node.name} cannot read its state at entry {index}: {error}") from error
         if self.digests.setdefault(index, digest) != digest:
             raise Violation(f"{node.name} has another state than others had at entry {index}")
 

@@ -19,10 +19,6 @@ from typing import Any
 
 #: Rounds of a loop before the others get their turn at the same moment.
 MOST_AT_ONCE = 20
-#: Timers that were cancelled are thrown out when there are so many.
-MOST_CANCELLED = 100
-RESOLUTION = 1e-9
-NEVER = float("inf")
 
 
 class Exit(SystemExit):
@@ -33,18 +29,44 @@ class Violation(AssertionError):
     """A promise is broken."""
 
 
-class SimLoop(asyncio.BaseEventLoop):
-    """asyncio over the world's clock. The world calls `turn` when there is something to do."""
+class SimHandle(asyncio.TimerHandle):
+    """A callback, now or later. No context of its own: nobody here has context variables."""
 
-    _ready: deque[Any]
-    _scheduled: list[Any]  # a heap of asyncio.TimerHandle
-    _timer_cancelled_count: int
+    __slots__ = ()
+    _callback: Any  # None: cancelled
+    _args: Any
+    _loop: SimLoop
+
+    def __init__(self, callback: Any, args: Any, loop: SimLoop, when: float) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._when = when
+
+    def cancel(self) -> None:
+        self._callback = self._args = None
+
+    def cancelled(self) -> bool:
+        return self._callback is None
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """asyncio over the world's clock. The world calls `turn` when there is something to do.
+
+    All timers are among the world's events. Much of what is here is in asyncio too, and takes longer there.
+    """
+
+    _ready: deque[SimHandle]
+    get_debug = bool  # type: ignore[assignment] # says False, which asyncio asks at every call
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__()
         self._world = world
         self.name = name
-        self.paused = False
+        self.gone = False  # with its process
+        self._paused = False
+        self._queued = False  # among those that the world turns next
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign, assignment]
         self.set_exception_handler(self._failed)
 
     def time(self) -> float:
@@ -53,41 +75,82 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.Handle:
-        return self.call_soon(callback, *args, context=context)
+        return self.call_soon(callback, *args)
 
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: Any = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = SimHandle(callback, args, self, 0.0)
         self._ready.append(handle)
+        if not self._queued:
+            self._queue()
         return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._world.now + delay, callback, *args)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        handle = SimHandle(callback, args, self, when)
+        self._world.at(when, handle)
+        return handle
+
+    @property
+    def paused(self) -> bool:
+        """Its process is stopped: what becomes due waits."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        if self._ready and not self._queued:
+            self._queue()
+
+    def _queue(self) -> None:
+        if not self._paused:
+            self._queued = True
+            self._world.runnable.append(self)
+
+    def skip(self) -> None:
+        """Its turn came, and it cannot have it."""
+        self._queued = False
+
+    def due(self, handle: SimHandle) -> None:
+        """The time of a timer has come."""
+        self._ready.append(handle)
+        if not self._queued:
+            self._queue()
 
     def turn(self) -> None:
         """Runs what is due, and what follows from it at once. Exit comes through.
 
         As `BaseEventLoop._run_once`, which would look after a selector each time.
         """
-        ready, scheduled = self._ready, self._scheduled
-        if self._timer_cancelled_count > MOST_CANCELLED:
-            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
-            heapq.heapify(scheduled)
-            self._timer_cancelled_count = 0
-        end = self._world.now + RESOLUTION
+        ready = self._ready
         asyncio._set_running_loop(self)
         try:
             for _ in range(MOST_AT_ONCE):
-                while scheduled and (scheduled[0]._when < end or scheduled[0]._cancelled):
-                    handle = heapq.heappop(scheduled)
-                    handle._scheduled = False
-                    ready.append(handle)
                 for _ in range(len(ready)):
                     handle = ready.popleft()
-                    if not handle._cancelled:
-                        handle._run()
+                    callback = handle._callback
+                    if callback is None:
+                        continue
+                    try:
+                        callback(*handle._args)
+                    except (SystemExit, KeyboardInterrupt):
+                        raise
+                    except BaseException as error:
+                        self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
                 if not ready:
                     break
         finally:
             asyncio._set_running_loop(None)
+            self._queued = False
+            if ready:
+                self._queue()
 
     def run(self, function: Callable[[], Any]) -> Any:
         """Calls `function` as if the loop did."""
@@ -116,7 +179,8 @@ class World:
         self.errors: list[str] = []  # exceptions that nobody caught: always a fault
         self.loops: dict[SimLoop, Callable[[int], None]] = {}  # and what to call when its process ends by itself
         self._graveyard: list[SimLoop] = []
-        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self.runnable: deque[SimLoop] = deque()  # with something to do now
+        self._events: list[tuple[float, int, Callable[[], object] | SimHandle]] = []
         self._order = itertools.count()
         self._hash = hashlib.sha256()
         self._trace = trace
@@ -137,7 +201,7 @@ class World:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def at(self, when: float, do: Callable[[], object]) -> None:
+    def at(self, when: float, do: Callable[[], object] | SimHandle) -> None:
         heapq.heappush(self._events, (max(when, self.now), next(self._order), do))
 
     def after(self, delay: float, do: Callable[[], object]) -> None:
@@ -152,34 +216,35 @@ class World:
     def drop(self, loop: SimLoop) -> None:
         """The process is gone, with whatever it was doing. Kept, or its coroutines' ends would still run."""
         if self.loops.pop(loop, None) is not None:
+            loop.gone = True
             self._graveyard.append(loop)
 
-    def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
+    def run(self, until: float, done: Callable[[], bool] | None = None) -> None:
         """Runs to `until` (seconds), or to the first moment when `done()`. Violation."""
-        events = self._events
-        while not done():
+        events, runnable = self._events, self.runnable
+        while done is None or not done():
             if self.errors:
                 raise Violation(self.errors[0])
-            moment = events[0][0] if events else NEVER
-            chosen: SimLoop | None = None
-            for loop in self.loops:
-                if loop.paused or not (loop._ready or loop._scheduled):
-                    continue
-                due = self.now if loop._ready else loop._scheduled[0]._when
-                if due < moment:
-                    moment, chosen = due, loop
-            if moment == NEVER:
+            if runnable:
+                self.turn(runnable.popleft())
+                continue
+            if not events:
                 raise Violation("nothing will ever happen again")
-            if moment > until:
+            if events[0][0] > until:
                 self.now = until
                 return
-            self.now = max(self.now, moment)
-            if chosen is None:
-                heapq.heappop(events)[2]()
-            else:
-                self.turn(chosen)
+            moment, _, do = heapq.heappop(events)
+            if not isinstance(do, SimHandle):
+                self.now = moment
+                do()
+            elif do._callback is not None and not do._loop.gone:
+                self.now = moment
+                do._loop.due(do)
 
     def turn(self, loop: SimLoop) -> None:
+        if loop.gone or loop.paused:
+            loop.skip()
+            return
         try:
             loop.turn()
         except Exit as end:

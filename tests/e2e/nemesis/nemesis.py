@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raftstorage.ops.drill_report import longest_gap, percentile
+from raftstorage.ops.drills.report import longest_gap, percentile
 from raftstorage.ops.local import ClusterError
 
 from tests.e2e.nemesis.clients import Crowd

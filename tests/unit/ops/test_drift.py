@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from raftstorage.ops.drift import (
+from raftstorage.ops.drills.drift import (
     MAX_POINTS,
     MIN_POINTS,
     Point,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import ZODB
-from raftstorage.ops.drill import marks_in
-from raftstorage.ops.drill_objects import Mark, Slot
-from raftstorage.ops.drill_writer import MARK
+from raftstorage.ops.drills.kill_leader import marks_in
+from raftstorage.ops.drills.objects import Mark, Slot
+from raftstorage.ops.drills.writer import MARK
 from ZODB.FileStorage import FileStorage
 
 ONE, TWO = "1" * 32, "2" * 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from raftstorage.ops.drill_report import Ack, analyse, gaps, longest_gap, percentile
+from raftstorage.ops.drills.report import Ack, analyse, gaps, longest_gap, percentile
 
 
 def ack(writer: int, at: float, uid: str = "", tid: str = "01") -> Ack:

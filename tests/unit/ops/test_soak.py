@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import ZODB
-from raftstorage.ops import drill_reader, soak_harm
 from raftstorage.ops.cli import app
-from raftstorage.ops.drift import Point
-from raftstorage.ops.drill_objects import Mark, Slot
-from raftstorage.ops.drill_report import Ack, analyse
-from raftstorage.ops.soak_report import KINDS, SoakReport, judge_all, show, sparkline, windows
-from raftstorage.ops.soak_samples import Series, bytes_on_disk, process_figures
+from raftstorage.ops.drills import harm, reader
+from raftstorage.ops.drills.drift import Point
+from raftstorage.ops.drills.objects import Mark, Slot
+from raftstorage.ops.drills.report import Ack, analyse
+from raftstorage.ops.drills.samples import Series, bytes_on_disk, process_figures
+from raftstorage.ops.drills.soak_report import KINDS, SoakReport, judge_all, show, sparkline, windows
 from rich.console import Console
 from typer.testing import CliRunner
 from ZODB.DemoStorage import DemoStorage
@@ -169,8 +169,8 @@ def test_a_sparkline_goes_from_the_lowest_to_the_highest() -> None:
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    from raftstorage.ops.drills.soak_plot import plot
     from raftstorage.ops.errors import CommandError
-    from raftstorage.ops.soak_plot import plot
 
     found = report(series("rss", growing(0.2 * MIB)), series("commit p50", growing(0), "all writers"))
     plot(found, [60.0, 120.0], tmp_path / "soak.svg")
@@ -219,7 +219,7 @@ def test_files_with_two_names_take_their_place_once(tmp_path: Path) -> None:
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    monkeypatch.setattr(drill_reader, "say", lambda **event: lines.append(event))
+    monkeypatch.setattr(reader, "say", lambda **event: lines.append(event))
     return lines
 
 
@@ -234,7 +234,7 @@ def test_a_reader_sees_what_cannot_be(said: list[dict[str, Any]]) -> None:
                 slot.latest = Mark(f"{number}", slot.latest)
             slot.count = count
         with db.transaction() as connection:
-            drill_reader._look(connection, newest)
+            reader._look(connection, newest)
 
     commit(0, 0)
     commit(1, 1)
@@ -284,21 +284,21 @@ class FakeWriters:
         self.acks = [*self.acks, Ack(0, "uid", "tid", since, since + 0.5)]
 
 
-class Obliging(soak_harm.Killer):
-    def _hand_over(self, ground: soak_harm.Ground, leader: int) -> int:
+class Obliging(harm.Killer):
+    def _hand_over(self, ground: harm.Ground, leader: int) -> int:
         ground.cluster.leads = 0  # type: ignore[attr-defined]
         return 0
 
 
-@pytest.mark.parametrize("killer", [soak_harm.Killer, Obliging])
+@pytest.mark.parametrize("killer", [harm.Killer, Obliging])
 def test_the_last_node_is_left_alone_in_the_second_half(
-    killer: type[soak_harm.Killer], monkeypatch: pytest.MonkeyPatch
+    killer: type[harm.Killer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if killer is soak_harm.Killer:
+    if killer is harm.Killer:
         monkeypatch.setattr(killer, "_hand_over", lambda self, ground, leader: leader)  # nobody takes over
     cluster, now = FakeCluster(), time.monotonic()
     said: list[str] = []
-    ground = soak_harm.Ground(cluster, FakeWriters(), said.append, now, now + 1000)  # type: ignore[arg-type]
+    ground = harm.Ground(cluster, FakeWriters(), said.append, now, now + 1000)  # type: ignore[arg-type]
     one = killer()
     for _ in range(6):
         one.strike(ground)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raftstorage.ops.drift import Point
+from raftstorage.ops.drills.drift import Point
 from raftstorage.ops.local import ClusterError, LocalCluster
 from raftstorage.ops.status import StatusClient
 from raftstorage.proto import admin_pb2 as pb

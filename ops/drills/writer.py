@@ -1,6 +1,6 @@
 """A drill's writer: commits one unique id after another and says on standard output what was acknowledged.
 
-`python -m raftstorage.ops.drill_writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack`
+`python -m raftstorage.ops.drills.writer ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `ack`
 (uid, tid, begun, acknowledged: seconds of the monotonic clock); `retry` (uid, error). It ends when its standard
 input is closed. A commit that failed with an error that transaction.attempts() would try again is tried again
 with the same unique id, as an application does: an outcome reported as failure that happened shows as a double.
@@ -51,7 +51,8 @@ def _write(db: Any, number: int, stop: threading.Event) -> None:
 
 
 def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
-    from raftstorage.ops.drill_objects import Draft, Mark
+    from raftstorage.client import CommitOutcomeUnknown
+    from raftstorage.ops.drills.objects import Draft, Mark
     from transaction.interfaces import TransientError
 
     manager = connection.transaction_manager
@@ -71,13 +72,32 @@ def _commit_marks(connection: Any, number: int, stop: threading.Event) -> None:
                     slot.draft = Draft(uid)
                 manager.commit()
                 break
-            except TransientError as error:
+            except (TransientError, CommitOutcomeUnknown) as error:
                 manager.abort()
                 say(event="retry", uid=uid, error=f"{type(error).__name__}: {error}"[:300])
+                if isinstance(error, CommitOutcomeUnknown) and _committed(connection.db().storage, error, stop):
+                    manager.begin()
+                    break
                 if stop.is_set():
                     return
         say(event="ack", uid=uid, tid=slot._p_serial.hex(), begun=begun, acknowledged=time.monotonic())
         slot.latest._p_deactivate()
+
+
+def _committed(storage: Any, unknown: Exception, stop: threading.Event) -> bool:
+    """Asks until it is known what became of a commit; False also when there is no time left to."""
+    from raftstorage.client import CommitOutcomeUnknown
+    from transaction.interfaces import TransientError
+
+    while not stop.is_set():
+        try:
+            storage.commit_outcome(unknown)
+        except CommitOutcomeUnknown:
+            continue  # it asked for as long as a storage does
+        except TransientError:
+            return False
+        return True
+    return False
 
 
 if __name__ == "__main__":

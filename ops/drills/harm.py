@@ -11,8 +11,8 @@ from typing import Protocol
 
 import grpc
 from raftstorage.ops import packing
-from raftstorage.ops.drill import PATIENCE, Writers
-from raftstorage.ops.drill_report import longest_gap
+from raftstorage.ops.drills.crowd import PATIENCE, Writers
+from raftstorage.ops.drills.report import longest_gap
 from raftstorage.ops.errors import CommandError
 from raftstorage.ops.local import LocalCluster
 from raftstorage.ops.status import size

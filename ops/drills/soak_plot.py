@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raftstorage.ops.drills.soak_report import KINDS, SoakReport
 from raftstorage.ops.errors import CommandError
-from raftstorage.ops.soak_report import KINDS, SoakReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

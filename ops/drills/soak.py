@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from raftstorage.ops.drill import PATIENCE, Writers, prepare, read_marks
-from raftstorage.ops.drill_report import analyse
-from raftstorage.ops.errors import CommandError, require_zodb
+from raftstorage.ops.drills.crowd import PATIENCE, Readers, Writers
+from raftstorage.ops.drills.harm import Ground, Hook
+from raftstorage.ops.drills.kill_leader import prepare, read_marks
+from raftstorage.ops.drills.report import analyse
+from raftstorage.ops.drills.samples import Sampler
+from raftstorage.ops.drills.soak_report import SoakReport, judge_all, windows
+from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
-from raftstorage.ops.soak_harm import Ground, Hook
-from raftstorage.ops.soak_report import SoakReport, judge_all, windows
-from raftstorage.ops.soak_samples import Sampler
 
 _LOG_KEEP_MIB = 16
 _WINDOW_SECONDS = 10.0
@@ -27,24 +27,6 @@ _WINDOWS_AT_LEAST = 20
 #: Nothing is begun so shortly before the end.
 _MARGIN_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
-
-
-class Readers(Writers):
-    """Reader processes and what they have seen."""
-
-    role = "reader"
-    module = "raftstorage.ops.drill_reader"
-
-    def __init__(self, count: int, addresses: str, wait_timeout: float, logs: Path) -> None:
-        self.reads = 0
-        self.wrong: list[str] = []
-        super().__init__(count, addresses, wait_timeout, logs)
-
-    def heard(self, number: int, event: dict[str, Any]) -> None:
-        if event["event"] == "wrong":
-            self.wrong.append(f"reader {number}: {event['what']}")
-        else:
-            self.reads += event["count"]
 
 
 def run(
@@ -60,6 +42,7 @@ def run(
 ) -> tuple[SoakReport, list[float]]:
     """The report, and when something was done to the cluster. CommandError when it does not recover from harm."""
     require_zodb("raftstorage drill")
+    require_node("raftstorage drill")
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with ExitStack() as stack:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from raftstorage.ops.drift import Point, Tolerance, Verdict, condense, judge, second_half
-from raftstorage.ops.drill_report import Ack, Report, percentile
-from raftstorage.ops.soak_samples import Series
+from raftstorage.ops.drills.drift import Point, Tolerance, Verdict, condense, judge, second_half
+from raftstorage.ops.drills.report import Ack, Report, percentile
+from raftstorage.ops.drills.samples import Series
 from raftstorage.ops.status import size
 from rich.console import Console
 from rich.table import Table

@@ -1,6 +1,6 @@
 """A soak's reader: reads what the writers store, at a steady pace, and says what it saw that cannot be.
 
-`python -m raftstorage.ops.drill_reader ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `read`
+`python -m raftstorage.ops.drills.reader ADDRESSES NUMBER WAIT_TIMEOUT`. One JSON line an event: `ready`; `read`
 (transactions since the last one, each second); `retry` (error); `wrong` (what). It ends when its standard input is
 closed. In one transaction a writer's count and its newest commits must belong together, and from one transaction
 to the next nothing may go back.
@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from raftstorage.ops.drill_writer import say
+from raftstorage.ops.drills.writer import say
 
 PAUSE_SECONDS = 0.02
 #: How many of a writer's commits are followed back.
