@@ -7,6 +7,7 @@ objects that were deleted by then, or that nothing referred to. Whoever lacks an
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, field
 from typing import Any
 
 from BTrees.QQBTree import QQBTree
@@ -28,6 +29,18 @@ _ZLIB = b".z"  # in front of a record that zc.zlibstorage compressed
 
 class Different(Exception):
     """Says what differs, and where."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """Why objects are needed of which a revision is missing, by oid: as what was there at the pack says, or what
+    came later. The latter says nothing of an object that is there again: a FileStorage gives the oids of garbage
+    to new objects, and undoing brings back what was garbage at the pack."""
+
+    needed: dict[int, str] = field(default_factory=dict)
+    needed_later: dict[int, str] = field(default_factory=dict)
+    older: dict[int, str] = field(default_factory=dict)
+    newer: set[int] = field(default_factory=set)
 
 
 class Missing:
@@ -64,15 +77,16 @@ class Missing:
         """Different when one of them must be there. Reads the place once, if there are any."""
         if not self._newest:
             return
-        needed: dict[int, str] = {}
-        older: dict[int, str] = {}
+        found = _Found()
         for transaction in self._place.transactions():
             tid = int.from_bytes(transaction.tid)
             for record in last_records(transaction).values():
-                self._look_at(int.from_bytes(record.oid), tid, record.data, needed, older)
+                self._look_at(int.from_bytes(record.oid), tid, record.data, found)
         if self._newest.get(0, 0) % 2:
-            needed[0] = "it is the root"
-        for oid, why in (older | needed).items():
+            found.needed[0] = "it is the root"
+        later = {oid: why for oid, why in found.needed_later.items() if oid not in found.newer}
+        older = {oid: why for oid, why in found.older.items() if oid not in found.newer}
+        for oid, why in (older | later | found.needed).items():
             if oid in self._newest:
                 tid_text = (self._newest[oid] // 2).to_bytes(8).hex()
                 raise Different(
@@ -80,19 +94,18 @@ class Missing:
                     f"{self._place.name} has not, and no pack should have taken it: {why}"
                 )
 
-    def _look_at(
-        self, oid: int, tid: int, data: bytes | None, needed: dict[int, str], older: dict[int, str]
-    ) -> None:
+    def _look_at(self, oid: int, tid: int, data: bytes | None, found: _Found) -> None:
         """A record that is there."""
+        packed = tid <= int.from_bytes(self._packed)
         missing = self._newest.get(oid)
         if missing is not None:
             if tid < missing // 2:
-                older[oid] = f"an older revision is there, {tid.to_bytes(8).hex()}"
-            elif tid <= int.from_bytes(self._packed):
+                found.older[oid] = f"an older revision is there, {tid.to_bytes(8).hex()}"
+            elif packed:
                 del self._newest[oid]
             else:
-                # Undoing something from before the pack brought it back: a FileStorage keeps what that repeats.
-                older.pop(oid, None)
+                found.newer.add(oid)
+        needed = found.needed if packed else found.needed_later
         for each in references(data):
             target = int.from_bytes(each)
             if self._newest.get(target, 0) % 2:
