@@ -41,6 +41,8 @@ class Weather:
 class Host(Protocol):
     """A node, as the network needs it."""
 
+    name: str
+    address: str
     loop: SimLoop | None
 
     def receive(self, message: Message, has_room: bool) -> None: ...
@@ -132,14 +134,13 @@ class Network:
 
     @asynccontextmanager
     async def dial(self, client: str, loop: SimLoop, address: str) -> AsyncIterator[Any]:
-        """A client's stream to the node at `address` ("n1:1"). EOFError when there is nobody."""
-        node = int(address.split(":")[0][1:])
+        """A client's stream to the node at `address`. EOFError when there is nobody."""
         await asyncio.sleep(self.delay())
-        host = self.hosts.get(node)
-        if host is None or host.loop is None or self.is_cut(client, f"n{node}") or self.is_cut(f"n{node}", client):
+        host = next((each for each in self.hosts.values() if each.address == address), None)
+        if host is None or host.loop is None or self.is_cut(client, host.name) or self.is_cut(host.name, client):
             await asyncio.sleep(0.05)
             raise EOFError(f"nobody answers at {address}")
-        stream = SimStream(self, client, loop, f"n{node}", host)
+        stream = SimStream(self, client, loop, host.name, host)
         try:
             yield stream
         finally:

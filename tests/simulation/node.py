@@ -71,13 +71,15 @@ def metrics() -> NodeMetrics:
 class SimNode:
     """`start` begins a life of the process; `kill` ends it. `watcher` hears what the node does.
 
-    `members`: those that the cluster was founded with; none for a node that joins.
+    `members`: those that the cluster was founded with; none for a node that joins. `address`: where clients and
+    peers find it.
     """
 
     def __init__(
-        self, node_id: int, world: World, network: Network, members: dict[int, str], watcher: Watcher
+        self, node_id: int, address: str, world: World, network: Network, members: dict[int, str], watcher: Watcher
     ) -> None:
         self.id = node_id
+        self.address = address
         self.name = f"n{node_id}"
         self.world = world
         self.loop: SimLoop | None = None
@@ -120,10 +122,6 @@ class SimNode:
         )
 
     # ---- life ------------------------------------------------------------------------------------------
-
-    @property
-    def address(self) -> str:
-        return f"{self.name}:1"
 
     @property
     def up(self) -> bool:

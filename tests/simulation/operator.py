@@ -20,9 +20,9 @@ CHANGE_SECONDS = 3.0
 
 
 class Operator:
-    """`new_node(id)` makes and starts a node that is to join."""
+    """`new_node(id, address)` makes and starts a node that is to join."""
 
-    def __init__(self, world: World, nodes: dict[int, SimNode], new_node: Callable[[int], None]) -> None:
+    def __init__(self, world: World, nodes: dict[int, SimNode], new_node: Callable[[int, str], None]) -> None:
         self._world = world
         self._nodes = nodes
         self._new_node = new_node
@@ -38,14 +38,15 @@ class Operator:
         voters = [m.node_id for m in members if m.role is MemberRole.VOTER]
         learners = [m.node_id for m in members if m.role is MemberRole.LEARNER]
         work: Callable[[], Coroutine[Any, Any, Any]] | None = None
+        lost = False
         if what == "let in" and len(self._nodes) < MOST_NODES:
-            node = leader.members.membership.highest_id + 1
             self._directories += 1
             instance = f"{self._directories:032x}"
-            work = partial(leader.members.admit, f"n{node}:1", instance, 1)
-            if number % 3 == 0:  # the answer is lost, or it has no patience
-                for seconds in (0.05, 0.4):
-                    self._world.after(seconds, partial(self._ask, leader, leader.lives, work))
+            work = partial(leader.members.admit, f"new{self._directories}:1", instance, 1)
+            if number % 3 == 0:  # its answers are lost, but for the last one's
+                lost = True
+                for seconds, heard in ((0.05, False), (0.4, True)):
+                    self._world.after(seconds, partial(self._ask, leader, leader.lives, work, heard=heard))
         elif what == "promote" and learners:
             work = partial(leader.members.promote, learners[number % len(learners)])
         elif what == "demote" and len(voters) > 1:
@@ -57,13 +58,16 @@ class Operator:
             work = partial(leader.members.promote, learners[number % len(learners)], old)
         if work is not None:
             self._world.say(f"{leader.name} is to {what}, {number}")
-            self._ask(leader, leader.lives, work)
+            self._ask(leader, leader.lives, work, heard=not lost)
 
-    def _ask(self, leader: SimNode, life: int, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def _ask(
+        self, leader: SimNode, life: int, work: Callable[[], Coroutine[Any, Any, Any]], *, heard: bool
+    ) -> None:
         if leader.loop is not None and leader.lives == life:
-            leader.loop.call_soon(lambda: leader.loop and leader.loop.create_task(self._carry_out(leader, work)))
+            carry_out = partial(self._carry_out, leader, work, heard)
+            leader.loop.call_soon(lambda: leader.loop and leader.loop.create_task(carry_out()))
 
-    async def _carry_out(self, leader: SimNode, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    async def _carry_out(self, leader: SimNode, work: Callable[[], Coroutine[Any, Any, Any]], heard: bool) -> None:
         try:
             outcome = await work()
         except (NotLeader, MembershipError, NoSuchMember, LeadershipLost, TimeoutError) as error:
@@ -76,10 +80,10 @@ class Operator:
             self.changes += member.node_id not in self._ids
             if self._ids.setdefault(member.node_id, member.instance) != member.instance:
                 raise Violation(f"two nodes are told that they are node {member.node_id}")
-            # Not in here, where the leader's loop is the one that runs.
-            self._world.after(0.0, lambda: self._begin(member.node_id))
+            if heard:  # not in here, where the leader's loop is the one that runs
+                self._world.after(0.0, lambda: self._begin(member.node_id, member.address))
         self._world.say(f"{leader.name} has changed the members")
 
-    def _begin(self, node_id: int) -> None:
+    def _begin(self, node_id: int, address: str) -> None:
         if node_id not in self._nodes:
-            self._new_node(node_id)
+            self._new_node(node_id, address)

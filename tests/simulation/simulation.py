@@ -148,7 +148,7 @@ class Simulation:
         self.objects = Objects()
         ids = range(1, plan.nodes + 1)
         members = {node: f"n{node}:1" for node in ids}
-        self.nodes = {n: SimNode(n, self.world, self.network, members, self.watcher) for n in ids}
+        self.nodes = {n: SimNode(n, members[n], self.world, self.network, members, self.watcher) for n in ids}
         self.watcher.nodes = self.nodes
         self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
@@ -169,9 +169,9 @@ class Simulation:
         self.operator = Operator(self.world, self.nodes, self._new_node)
         self.breaker.change_members = self.operator.change
 
-    def _new_node(self, node_id: int) -> None:
+    def _new_node(self, node_id: int, address: str) -> None:
         """One that the leader has let in."""
-        node = self.nodes[node_id] = SimNode(node_id, self.world, self.network, {}, self.watcher)
+        node = self.nodes[node_id] = SimNode(node_id, address, self.world, self.network, {}, self.watcher)
         self.breaker.came(node)
         node.start()
 
@@ -287,8 +287,11 @@ class Simulation:
         return [node for node in self.nodes.values() if not node.lost and node.id in members]
 
     def _together(self) -> bool:
-        for node_id in self.watcher.members.newest.ids - self.nodes.keys():
-            self._new_node(node_id)  # whoever was to start it lost its leader before it heard that it may
+        for member in self.watcher.members.newest.members:
+            if member.node_id not in self.nodes:
+                self._new_node(
+                    member.node_id, member.address
+                )  # whoever was to start it lost its leader before it heard that it may
         nodes = self._sound()
         if self.watcher.members.newest.is_joint or not all(node.up for node in nodes):
             return False
