@@ -262,18 +262,24 @@ class Simulation:
             raise Violation("the nodes do not come to the same state after all faults")
 
     def _until(self, workload: Workload, work: Coroutine[None, None, None], otherwise: str) -> None:
-        """Runs a client's work to its end."""
-        done: list[None] = []
+        """Runs a client's work to its end. What it raises is raised here."""
+        done: list[Violation | None] = []
 
         async def wrap() -> None:
-            await work
-            done.append(None)
+            try:
+                await work
+            except Violation as violation:
+                done.append(violation)
+            else:
+                done.append(None)
 
         loop = workload.client.loop
         loop.call_soon(loop.create_task, wrap())
         self.world.run(self.world.now + PEACE_SECONDS, lambda: bool(done))
         if not done:
             raise Violation(otherwise)
+        if done[0] is not None:
+            raise done[0]
 
     def _leads(self, address: str) -> bool:
         """In the newest term that anybody leads, and ready."""
