@@ -98,7 +98,7 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
     if not only and rng.random() < 0.5:  # in every second run the members change, and nodes fall far behind
         weights += [sum(weights) / 6] * len(CHANGING)
         mix += CHANGING
-    rate = rng.choice((0.45, 1.0, 2.2, 4.5))
+    rate = rng.choice((0.3, 0.7, 1.5, 3.0))
     spared = rng.sample(list(nodes), len(nodes) // 2 + 1)  # a majority keeps what its disks hold
     if not CHANGING_KINDS.isdisjoint(mix):  # who is a majority later on cannot be known here
         spared = list(nodes)
@@ -113,7 +113,8 @@ def draw(rng: random.Random, nodes: Sequence[int], seconds: float, only: Sequenc
         if at < undisturbed.get(kind, 0.0):
             continue
         undisturbed[kind] = at + ALONE.get(kind, 0.0)
-        scene = SCENES[kind](rng, at * EARLY, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
+        early = at if only else at * EARLY
+        scene = SCENES[kind](rng, early, nodes) if kind in SCENES else [KINDS[kind](rng, at, nodes)]
         found += [each for each in scene if each.kind != "flip a bit of" or each.nodes[0] not in spared]
 
 
@@ -137,7 +138,7 @@ def strike_at_a_point(rng: random.Random, nodes: Sequence[int], seconds: float) 
 
     A run that has its crashes where snapshots are installed needs somebody who was left behind, as well.
     """
-    weights = [3 if any(rare in point for rare in RARE) else 1 for point in CRASH_POINTS]
+    weights = [3 if any(rare in point for rare in (*RARE, "create")) else 1 for point in CRASH_POINTS]
     point = rng.choices(CRASH_POINTS, weights)[0]
     passes = 0 if any(rare in point for rare in (*RARE, "create", "rename", "directory")) else 3
     scene: list[Fault] = []

@@ -35,6 +35,8 @@ FOCUS: dict[str, tuple[str, ...]] = {
     "forgets_who_was_away": ("split", "reset"),
     "reads_before_the_noop": ("slow then cut",),
     "reads_without_a_round": ("stale leader",),
+    "answers_reads_without_the_leader": ("stale leader",),
+    "tries_a_failed_sync_again": ("failing sync", "power"),
     "takes_a_lost_answer_for_a_no": ("stale leader", "slow then cut"),
     "takes_an_old_write_for_new_entries": ("slow then cut",),
 }

@@ -39,7 +39,7 @@ from tests.simulation.disk import LOG, PLENTY, SEGMENT_BYTES, SimFiles
 from tests.simulation.network import Network
 from tests.simulation.store import Contents, SimEngine, SimStore, copied
 from tests.simulation.watcher import Watcher
-from tests.simulation.world import Exit, SimLoop, World
+from tests.simulation.world import Exit, SimLoop, Violation, World
 from tests.simulation.writer import SimWriter
 
 Done = TypeVar("Done")
@@ -56,8 +56,6 @@ SILENT_SECONDS = 1.0
 FRAGMENT = pb.Command(fragment=pb.FragmentCommand()).SerializeToString()[:1]
 #: In one message at most, and in one turn of applying, of all nodes of a run. Few cut transactions to pieces.
 MESSAGE_ENTRIES = (1, 3, 16, 16)
-#: From one heartbeat to the next, of all nodes of a run. Production has 1: more to do, less to go wrong.
-HEARTBEAT_TICKS = (1, 2, 3)
 EXPIRE_SECONDS = 0.3  # from one look for idle uploads to the next
 CONGESTED_CHANCE = 0.02  # whenever the driver asks
 
@@ -111,7 +109,7 @@ class SimNode:
         self._keep_bytes = keep.choice(KEEP_BYTES)
         self.segment_bytes = keep.choice(SEGMENT_BYTES)
         self._message_entries = world.random("messages").choice(MESSAGE_ENTRIES)
-        self._heartbeat_ticks = world.random("heartbeats").choice(HEARTBEAT_TICKS)
+        self.heartbeat_ticks = 1
         self._fetching: asyncio.Task[None] | None = None
         self._identity = NodeIdentity("ab" * 16, node_id, members)
         network.hosts[node_id] = self
@@ -145,6 +143,10 @@ class SimNode:
         except OSError as error:
             self.kill(why=f"cannot start: {error}")
             self.ended_itself(self, None)
+        except Violation:
+            raise
+        except Exception as error:
+            raise Violation(f"{self.name} cannot start: {error!r}") from error
 
     def _open(self) -> None:
         assert self.loop is not None
@@ -157,7 +159,7 @@ class SimNode:
             Config(
                 self.id,
                 frozenset(),
-                heartbeat_ticks=self._heartbeat_ticks,
+                heartbeat_ticks=self.heartbeat_ticks,
                 max_message_entries=self._message_entries,
                 max_message_bytes=2048,
                 max_inflight_messages=8,

@@ -49,7 +49,7 @@ class Scarcity:
             return
         rng = self._rng
         at = 0.0
-        while (at := at + rng.expovariate(1.5)) < seconds:
+        while (at := at + rng.expovariate(1.0)) < seconds:
             node, left = nodes[rng.choice(list(nodes))], rng.choice((rng.randrange(LOW), rng.randrange(RESERVE)))
             self._world.after(at, partial(self._leave, node, left))
             self._world.after(at + rng.choice((0.3, 2.0, 6.0)), partial(self._leave, node, PLENTY))

@@ -34,6 +34,11 @@ from tests.unit.engine.commands import everything
 PEACE_SECONDS = 30.0
 #: Some election timeouts.
 CALM_SECONDS = 3.0
+#: Of a run with faults. Those with a few kinds of them go on for longer, so that rare things come together.
+SECONDS = (4.0, 10.0)
+LONG_SECONDS = (5.0, 15.0)
+#: Production has 1, as those runs: more to do, less to go wrong.
+HEARTBEAT_TICKS = (1, 2, 3)
 #: Cuts a list of some tokens into pieces, and has every second register of a transaction by itself.
 LEAST_PART_BYTES = 112
 PART_BYTES = (0, 0, 0, LEAST_PART_BYTES, 150, 300)
@@ -53,6 +58,7 @@ class Plan:
     blobs: float = 0.0  # share of transactions
     #: Transactions with more bytes travel in parts; 0: as in production, which is never here.
     part_bytes: int = 0
+    heartbeat_ticks: int = 1  # from one heartbeat to the next
     packs: float = 0.0  # likewise, of such that make garbage, or pack
 
     @classmethod
@@ -60,7 +66,7 @@ class Plan:
         """`only`: names of fault kinds and scenes, all by default."""
         rng = World(str(seed)).random("plan")
         nodes = rng.choices((1, 3, 5), (1, 16, 3))[0]
-        seconds = rng.uniform(4.0, 9.0)
+        seconds = rng.uniform(*(LONG_SECONDS if only else SECONDS))
         weather = Weather()
         if rng.random() < 0.5:
             weather = Weather(
@@ -93,6 +99,7 @@ class Plan:
             tuple(faults),
             blobs,
             part_bytes=part_bytes,
+            heartbeat_ticks=1 if only else World(str(seed)).random("heartbeats").choice(HEARTBEAT_TICKS),
             packs=packs,
         )
 
@@ -148,7 +155,7 @@ class Simulation:
         self.objects = Objects()
         ids = range(1, plan.nodes + 1)
         members = {node: f"n{node}:1" for node in ids}
-        self.nodes = {n: SimNode(n, members[n], self.world, self.network, members, self.watcher) for n in ids}
+        self.nodes = {n: self._node(n, members[n], members) for n in ids}
         self.watcher.nodes = self.nodes
         self.scarcity = Scarcity(self.world)
         addresses = list(members.values())
@@ -169,9 +176,14 @@ class Simulation:
         self.operator = Operator(self.world, self.nodes, self._new_node)
         self.breaker.change_members = self.operator.change
 
+    def _node(self, node_id: int, address: str, members: dict[int, str]) -> SimNode:
+        node = SimNode(node_id, address, self.world, self.network, members, self.watcher)
+        node.heartbeat_ticks = self.plan.heartbeat_ticks
+        return node
+
     def _new_node(self, node_id: int, address: str) -> None:
         """One that the leader has let in."""
-        node = self.nodes[node_id] = SimNode(node_id, address, self.world, self.network, {}, self.watcher)
+        node = self.nodes[node_id] = self._node(node_id, address, {})
         self.breaker.came(node)
         node.start()
 
