@@ -31,7 +31,7 @@ def test_five_leaders_killed_under_four_writers() -> None:
     assert report["commits_acknowledged"] > 200
     assert report["commits_in_database"] >= report["commits_acknowledged"]
     assert report["commits_lost"] == report["commits_doubled"] == report["commits_at_wrong_tid"] == 0
-    assert report["write_gap_seconds"]["max"] < 30.0  # seconds on a quiet machine; two of three nodes never stopped
+    assert report["write_gap_seconds"]["max"] < 30.0  # on any machine: the others were there all the time
     assert report["ok"]
     assert code == 0
 
