@@ -15,7 +15,6 @@ import secrets
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from raftstorage.ops import members
 from raftstorage.ops.local import LocalCluster
 from ZODB.Connection import TransactionMetaData
 from ZODB.utils import z64
+
+from tests.bench.worker import Worker
 
 MB = 1_000_000
 WAIT_SECONDS = 3600.0
@@ -57,34 +58,14 @@ def until(cluster: LocalCluster, i: int, index: int) -> None:
         time.sleep(0.01)
 
 
-class Committer:
-    """A thread that commits small objects one after the other; `count` of them so far."""
-
-    def __init__(self, addresses: str) -> None:
-        self.count = 0
-        self.error: BaseException | None = None
-        self._addresses = addresses
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        try:
-            with contextlib.closing(ClientStorage(self._addresses, wait_timeout=60.0)) as storage:
-                while not self._stop.is_set():
-                    commit(storage, 1, 100)
-                    self.count += 1
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Committer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self.error is not None:
-            raise self.error
+@contextlib.contextmanager
+def committing(addresses: str) -> Iterator[Worker]:
+    """Commits small objects one after the other, meanwhile."""
+    with (
+        contextlib.closing(ClientStorage(addresses, wait_timeout=60.0)) as storage,
+        Worker(lambda number: commit(storage, 1, 100)) as worker,
+    ):
+        yield worker
 
 
 @dataclass
@@ -127,7 +108,7 @@ def rejoin_seconds(cluster: LocalCluster, commits: int, repeats: int) -> float:
 
 def join(cluster: LocalCluster, seconds: float, result: Result) -> None:
     """Commits before, and while a fourth node comes in until it is a voter."""
-    with Committer(cluster.addresses) as committer:
+    with committing(cluster.addresses) as committer:
         time.sleep(1.0)  # it has connected
         before, begin = committer.count, time.monotonic()
         time.sleep(seconds)

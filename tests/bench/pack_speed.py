@@ -16,7 +16,6 @@ import random
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,39 +30,12 @@ from raftstorage.ops import packing
 from raftstorage.ops.local import LocalCluster
 from raftstorage.proto import storage_pb2 as pb
 
+from tests.bench.worker import Worker
+
 LEAST_SPEED = 0.5
 _IN_COMMIT = 500
 _PATIENCE = 600.0
 _POLL_SECONDS = 0.05
-
-
-class Worker(threading.Thread):
-    """Does `work(number)` with rising numbers until it is left; `count` is how often so far."""
-
-    def __init__(self, work: Callable[[int], object]) -> None:
-        super().__init__()
-        self.count = 0
-        self.error: BaseException | None = None
-        self._work = work
-        self._stop_now = threading.Event()
-
-    def run(self) -> None:
-        try:
-            while not self._stop_now.is_set():
-                self._work(self.count)
-                self.count += 1
-        except BaseException as error:
-            self.error = error
-
-    def __enter__(self) -> Worker:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop_now.set()
-        self.join()
-        if self.error is not None:
-            raise self.error
 
 
 @dataclass(frozen=True)
