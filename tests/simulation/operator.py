@@ -38,15 +38,15 @@ class Operator:
         voters = [m.node_id for m in members if m.role is MemberRole.VOTER]
         learners = [m.node_id for m in members if m.role is MemberRole.LEARNER]
         work: Callable[[], Coroutine[Any, Any, Any]] | None = None
-        lost = False
+        heard = True
         if what == "let in" and len(self._nodes) < MOST_NODES:
             self._directories += 1
             instance = f"{self._directories:032x}"
             work = partial(leader.members.admit, f"new{self._directories}:1", instance, 1)
             if number % 3 == 0:  # its answers are lost, but for the last one's
-                lost = True
-                for seconds, heard in ((0.05, False), (0.4, True)):
-                    self._world.after(seconds, partial(self._ask, leader, leader.lives, work, heard=heard))
+                heard = False
+                for seconds, last in ((0.05, False), (0.4, True)):
+                    self._world.after(seconds, partial(self._ask, leader, leader.lives, work, heard=last))
         elif what == "promote" and learners:
             work = partial(leader.members.promote, learners[number % len(learners)])
         elif what == "demote" and len(voters) > 1:
@@ -58,7 +58,7 @@ class Operator:
             work = partial(leader.members.promote, learners[number % len(learners)], old)
         if work is not None:
             self._world.say(f"{leader.name} is to {what}, {number}")
-            self._ask(leader, leader.lives, work, heard=not lost)
+            self._ask(leader, leader.lives, work, heard=heard)
 
     def _ask(
         self, leader: SimNode, life: int, work: Callable[[], Coroutine[Any, Any, Any]], *, heard: bool
