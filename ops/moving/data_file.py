@@ -15,7 +15,13 @@ from types import TracebackType
 from typing import Any
 
 from ZODB.FileStorage.FileStorage import TransactionRecord, packed_version
-from ZODB.FileStorage.format import DATA_HDR_LEN, TRANS_HDR_LEN, CorruptedError, FileStorageFormatter
+from ZODB.FileStorage.format import (
+    DATA_HDR_LEN,
+    TRANS_HDR_LEN,
+    CorruptedDataError,
+    CorruptedError,
+    FileStorageFormatter,
+)
 from ZODB.POSException import POSError
 from ZODB.utils import maxtid
 
@@ -175,6 +181,13 @@ class DataFile(FileStorageFormatter):  # type: ignore[misc]
             raise _Unsound(f"a transaction with the status {header.status!r}", end)
         if header.tid <= last:
             raise _Unsound(f"transaction {header.tid.hex()} is not above the one before it", end)
+        return header
+
+    def _read_data_header(self, position: int, oid: bytes | None = None, _file: Any = None) -> Any:
+        """As the formatter does, for whom any length will do: it would make room for so much before it reads."""
+        header = super()._read_data_header(position, oid, _file)
+        if position + header.recordlen() > self.size:
+            raise CorruptedDataError(oid, None, position)
         return header
 
     def _check_records(self, header: Any, position: int) -> None:

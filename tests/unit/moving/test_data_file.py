@@ -108,6 +108,21 @@ def test_a_record_that_others_point_to_costs_these_too(path: Path) -> None:
     assert damage[0].startswith(f"at {places[index]}: ")
 
 
+def test_no_length_in_it_is_believed(path: Path) -> None:
+    whole, places = content_of(path), offsets(path)
+    pointed = {record[3] for each in whole[-2:] for record in each[5]} - {None}
+    index = next(i for i, each in enumerate(whole) if each[0] in pointed)
+    data = bytearray(path.read_bytes())
+    header = 23 + sum(struct.unpack(">HHH", data[places[index] + 17 : places[index] + 23]))
+    record = places[index] + header
+    data[record + 34 : record + 42] = (1 << 62).to_bytes(8)  # found by those that point to it, too
+    path.write_bytes(data)
+    found, damage = read(path)
+    assert whole[index] not in found
+    assert whole[-1] not in found or whole[-2] not in found
+    assert len(damage) > 1
+
+
 @pytest.mark.parametrize("place", ["tid", "length", "status"])
 def test_a_damaged_header_is_jumped_over(path: Path, place: str) -> None:
     whole, places = content_of(path), offsets(path)
