@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import secrets
 from dataclasses import replace
 
 import grpc.aio
 from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
-from raftstorage.node.joining import JoinError, WaitingRoom, begin, join, members_near
+from raftstorage.node.joining import (
+    JoinError,
+    WaitingRoom,
+    begin,
+    cluster_runs,
+    join,
+    members_near,
+    pause,
+)
 from raftstorage.node.options import NodeOptions
 from raftstorage.node.service.server import SERVER_OPTIONS, take_port
 from raftstorage.node.versions import Versions
@@ -48,10 +58,26 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
 
 
 async def _place_is_taken(options: NodeOptions) -> bool:
-    """Has the cluster known another directory under this node's id, or removed it? Nobody who answers: no."""
-    members = await members_near(options.others)
-    mine = next((each for each in members if each.node_id == options.node_id), None)
-    return bool(members) and (mine is None or bool(mine.instance))
+    """Has the cluster known another directory under this node's id, or removed it? Only its leader can tell.
+
+    It is waited for: the one that fell may be who had this place. Nobody who knows of a cluster: no. JoinError.
+    """
+    deadline = asyncio.get_running_loop().time() + options.join_seconds
+    for attempt in itertools.count():
+        members = await members_near(options.others)
+        if members:
+            mine = next((each for each in members if each.node_id == options.node_id), None)
+            return mine is None or bool(mine.instance)
+        if not await cluster_runs(options.others):
+            return False
+        wait = pause(attempt)
+        if asyncio.get_running_loop().time() + wait > deadline:
+            break
+        await asyncio.sleep(wait)
+    raise JoinError(
+        f"the cluster at {', '.join(options.others)} has no leader that could say whether another directory was "
+        f"node {options.node_id}'s"
+    )
 
 
 async def _still_member(directory: NodeDirectory, identity: NodeIdentity, options: NodeOptions) -> None:

@@ -75,8 +75,7 @@ async def join(
         reply, problem = await _ask_all(addresses, request)
         if reply is not None:
             break
-        low, high = BACKOFF_SECONDS
-        wait = random.uniform(low, min(high, 2 * low * 2**attempt))
+        wait = pause(attempt)
         attempt += 1
         if asyncio.get_running_loop().time() + wait > deadline:
             raise JoinError(f"no cluster at {', '.join(addresses)} lets this node in: {problem}")
@@ -85,6 +84,12 @@ async def join(
     directory.write(Found(identity, Wish(vote, reply.replaces if vote else 0)))
     log.info("joined as node %d", identity.node_id, extra={"cluster_id": identity.cluster_id})
     return identity
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after that many tries before this one: longer each time, and never the same for all."""
+    low, high = BACKOFF_SECONDS
+    return random.uniform(low, min(high, 2 * low * 2**attempt))
 
 
 async def _ask_all(addresses: Sequence[str], request: pb.JoinRequest) -> tuple[pb.JoinReply | None, str]:
@@ -105,11 +110,16 @@ async def _ask_all(addresses: Sequence[str], request: pb.JoinRequest) -> tuple[p
     return None, problem
 
 
+async def _members_at(address: str) -> pb.MembersReply:
+    """What the node at `address` knows of its cluster. grpc.aio.AioRpcError."""
+    async with admin_at(address) as admin:
+        return await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)  # type: ignore[no-any-return]
+
+
 async def _leader_near(address: str) -> tuple[str, str]:
     """The address of the leader that the node at `address` knows; empty with the reason when there is none."""
     try:
-        async with admin_at(address) as admin:
-            members = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+        members = await _members_at(address)
     except grpc.aio.AioRpcError as error:
         return "", f"{address}: {error.code().name}: {error.details()}"
     leader = next((member.address for member in members.members if member.node_id == members.leader_id), "")
@@ -121,14 +131,23 @@ async def members_near(addresses: Sequence[str]) -> Sequence[pb.MemberStatus]:
     for leader, _reason in await asyncio.gather(*map(_leader_near, addresses)):
         if leader:
             try:
-                async with admin_at(leader) as admin:
-                    reply = await admin.Members(pb.MembersRequest(), timeout=CALL_SECONDS)
+                reply = await _members_at(leader)
             except grpc.aio.AioRpcError as error:
                 log.info("%s, which leads, does not say who is a member: %s", leader, error.details())
                 continue
             if any(each.node_id == reply.leader_id and each.address == leader for each in reply.members):
                 return tuple(reply.members)
     return ()
+
+
+async def cluster_runs(addresses: Sequence[str]) -> bool:
+    """Does one of `addresses` answer that has seen a leader's word on who the members are? It need not know a
+    leader now."""
+    replies = await asyncio.gather(*map(_members_at, addresses), return_exceptions=True)
+    for reply in replies:
+        if isinstance(reply, BaseException) and not isinstance(reply, grpc.aio.AioRpcError):
+            raise reply
+    return any(reply.index for reply in replies if isinstance(reply, pb.MembersReply))
 
 
 async def identify(address: str) -> pb.IdentifyReply:
