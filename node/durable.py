@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raftstorage.node.engine import RocksEngine
 from raftstorage.node.engine.api import Engine, EngineError
+from raftstorage.node.engine.rocks import CACHE_BYTES
 from raftstorage.node.identity import NodeDirectory, NodeIdentity
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.snapshots.install import Installed, clean, current
@@ -25,7 +26,11 @@ class Durable:
 
 @contextlib.contextmanager
 def opened(
-    directory: NodeDirectory, identity: NodeIdentity, flush: Callable[[], bool] = lambda: True
+    directory: NodeDirectory,
+    identity: NodeIdentity,
+    flush: Callable[[], bool] = lambda: True,
+    *,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Iterator[Durable]:
     """The log and the database that are this node's; closed at the end, the database flushed if `flush()`.
 
@@ -37,7 +42,7 @@ def opened(
         installed = current(directory.path)
         wal = Wal.open(directory.log)
         close.callback(wal.close)
-        engine = RocksEngine(directory.path / installed.name)
+        engine = RocksEngine(directory.path / installed.name, cache_bytes=cache_bytes)
         close.callback(engine.close)
         close.callback(lambda: engine.flush() if flush() else None)
         agree(wal, engine, installed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from raftstorage.node.driver import Driver
 from raftstorage.node.engine.api import EngineError
-from raftstorage.node.engine.rocks import RocksStore
+from raftstorage.node.engine.rocks import CACHE_BYTES, RocksStore
 from raftstorage.node.engine.state import StateMachine
 from raftstorage.node.raft.membership import Membership
 from raftstorage.node.raft.types import FetchSnapshot, SnapshotBase
@@ -41,8 +41,10 @@ class Healer:
         fetcher: SnapshotFetcher,
         source: Callable[[int, str], SnapshotSource],
         observer: SnapshotObserver,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._driver = driver
+        self._cache_bytes = cache_bytes
         self._directory = directory
         self._wal = wal
         self._fetcher = fetcher
@@ -84,7 +86,7 @@ class Healer:
         begin = loop.time()
         try:
             membership = Membership.decode(fetched.membership)
-            store = await asyncio.to_thread(_open, fetched)
+            store = await asyncio.to_thread(_open, fetched, self._cache_bytes)
         except (ValueError, EngineError) as error:
             self._observer.snapshot_failed("install")
             log.error("the snapshot at entry %d cannot be used: %s", fetched.index, error)
@@ -106,9 +108,9 @@ class Healer:
                 remove_database(path)
 
 
-def _open(fetched: Fetched) -> RocksStore:
+def _open(fetched: Fetched, cache_bytes: int) -> RocksStore:
     """The snapshot's store, if it holds what it says. EngineError."""
-    store = RocksStore(fetched.path)
+    store = RocksStore(fetched.path, cache_bytes)
     state = StateMachine(store)
     if (state.applied_index, state.applied_term) != (fetched.index, fetched.term):
         store.close()

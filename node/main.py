@@ -120,6 +120,7 @@ def _run(
         ),
     ] = False,
     max_blob_bytes: Annotated[int, typer.Option(help="Largest blob; 0: as large as there is room for.")] = 0,
+    cache_mib: Annotated[int, typer.Option(help="Memory for what is read of the database, in MiB.")] = 64,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
     pretend_versions: Annotated[
         str, typer.Option(hidden=True, help="For tests: MIN:MAX:LEVEL, versions of software that this is not.")
@@ -157,6 +158,7 @@ def _run(
         join_seconds,
         rejoin,
         max_blob_bytes,
+        cache_mib * MIB,
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

@@ -101,7 +101,7 @@ class Node:
         directory = NodeDirectory.open(options.directory)
         close.callback(directory.close)
         self.identity = identity = await settle(directory, options, self.versions)
-        durable = close.enter_context(opened(directory, identity))
+        durable = close.enter_context(opened(directory, identity, cache_bytes=options.cache_bytes))
         self._founded = durable.membership
         self._peers = peers = PeerTransport(
             identity,
@@ -140,7 +140,9 @@ class Node:
         self._leadership = Leadership(driver, self._members, self.metrics)
         self._serve_snapshots(directory, close)
         self._fetcher = SnapshotFetcher(directory.path, observer=self.metrics)
-        healer = Healer(driver, directory.path, durable.wal, self._fetcher, self._source, self.metrics)
+        healer = Healer(
+            driver, directory.path, durable.wal, self._fetcher, self._source, self.metrics, options.cache_bytes
+        )
         compactor = Compactor(
             driver,
             durable.wal,

@@ -37,6 +37,7 @@ class NodeOptions:
     `cluster_id`: 32 hexadecimal digits; empty: derived from the members.
     `max_blob_bytes`: of one blob; 0: as many as there is room for.
     `log_keep_bytes`, `log_keep_seconds`: how much of the log, and how old, is kept for members that were away.
+    `cache_bytes`: of the database's tables, in memory.
     `snapshot_bytes_per_second`: how fast a snapshot is sent at most.
     `disk_reserve_bytes`: with less room on the disk a leader takes no new writes; 0: `disk_space.default_reserve`.
     """
@@ -66,6 +67,7 @@ class NodeOptions:
     join_seconds: float = 60.0
     rejoin: bool = False
     max_blob_bytes: int = 0
+    cache_bytes: int = 64 * MIB
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -115,6 +117,7 @@ class NodeOptions:
         _bounds("--lease-ms", self.lease_ms, 1, 86_400_000)
         _bounds("--log-keep-bytes", self.log_keep_bytes, 0, 1 << 62)
         _bounds("--log-keep-seconds", self.log_keep_seconds, 1, 1 << 40)
+        _bounds("--cache-bytes", self.cache_bytes, MIB, 1 << 50)
         _bounds("--snapshot-bytes-per-second", self.snapshot_bytes_per_second, 1 << 16, 1 << 40)
         _bounds("--disk-reserve-bytes", self.disk_reserve_bytes, 0, (1 << 63) - 1)
         if not 0 < self.join_seconds <= 86_400:

@@ -22,11 +22,21 @@ _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIE
 _CONGESTED = ("rocksdb.is-write-stopped", "rocksdb.actual-delayed-write-rate")
 
 
-def _options() -> rocksdict.Options:
+#: Of blocks of tables, and of their indexes and filters, in memory.
+CACHE_BYTES = 64 << 20
+
+
+def _options(cache_bytes: int) -> rocksdict.Options:
     tables = rocksdict.BlockBasedOptions()
-    tables.set_block_cache(rocksdict.Cache(64 << 20))
+    tables.set_block_cache(rocksdict.Cache(cache_bytes))
     # For lookups of transaction ids, nearly all of which are new.
     tables.set_bloom_filter(10, False)
+    # Else indexes and filters take memory as the database grows. In parts: one lookup needs little of them.
+    tables.set_cache_index_and_filter_blocks(True)
+    tables.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
+    tables.set_partition_filters(True)
+    tables.set_pin_top_level_index_and_filter(True)
+    tables.set_pin_l0_filter_and_index_blocks_in_cache(True)
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_paranoid_checks(True)
@@ -62,9 +72,9 @@ def _doing(what: str, failure: type[EngineError] = EngineError) -> Iterator[None
 class RocksStore:
     """A KeyValueStore in a folder of its own. EngineError when RocksDB cannot open, read or write it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cache_bytes: int = CACHE_BYTES) -> None:
         try:
-            options = _options()
+            options = _options(cache_bytes)
             # Named, or those of the day when the database was made would count.
             self._db = rocksdict.Rdict(str(directory), options, column_families={"default": options})
         except Exception as error:
@@ -200,7 +210,8 @@ def check_format(directory: Path) -> None:
     if not (directory / "CURRENT").exists():
         return
     try:
-        database = rocksdict.Rdict(str(directory), _options(), access_type=rocksdict.AccessType.read_only())
+        reading = rocksdict.AccessType.read_only()
+        database = rocksdict.Rdict(str(directory), _options(CACHE_BYTES), access_type=reading)
     except Exception:
         return  # opening it for writing fails likewise, and says why
     try:
@@ -215,6 +226,6 @@ def check_format(directory: Path) -> None:
 class RocksEngine(StateMachine):
     """An engine in `directory` (made when missing). EngineError for what cannot be opened."""
 
-    def __init__(self, directory: Path, retention: int = RETENTION) -> None:
+    def __init__(self, directory: Path, retention: int = RETENTION, *, cache_bytes: int = CACHE_BYTES) -> None:
         check_format(directory)
-        super().__init__(RocksStore(directory), retention)
+        super().__init__(RocksStore(directory, cache_bytes), retention)

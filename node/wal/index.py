@@ -19,6 +19,8 @@ _ROW = 3  # numbers of an entry in its page: place, length, term
 _NUMBER_BYTES = 8
 #: What an Entry in the cache takes beside its data, in bytes.
 _OVERHEAD = 200
+#: How many forgotten entries leave the cache for each that comes.
+_FORGOTTEN_FOR_EACH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ class EntryIndex:
         """Index and term of what the first entry follows."""
         return self._base
 
+    @property
+    def cached_bytes(self) -> int:
+        """What the entries in memory take, about."""
+        return self._recent_bytes
+
     def last_index(self) -> int:
         """The base's index when there is no entry."""
         with self._lock:
@@ -75,9 +82,12 @@ class EntryIndex:
                 self._put(entry.index, entry.term, place)
                 self._recent[entry.index] = entry
                 self._recent_bytes += len(entry.data) + _OVERHEAD
-            while self._recent_bytes > self._cache_bytes:
+            # Some of what was forgotten goes each time: all at once would hold the lock for long.
+            forgotten = min(self._base[0] + 1 - self._recent_low, _FORGOTTEN_FOR_EACH * len(placed))
+            while forgotten > 0 or self._recent_bytes > self._cache_bytes:
                 self._evict(self._recent_low)
                 self._recent_low += 1
+                forgotten -= 1
 
     def recovered(self, entry: Entry, place: Place) -> None:
         """As `publish`, without keeping the entry in memory."""
@@ -98,7 +108,7 @@ class EntryIndex:
     def forget(self, index: int, term: int | None = None) -> None:
         """Makes the entry at `index` the base; not when the base is behind it. `term`: of the entry, if known.
 
-        What the cache holds of the forgotten entries stays till the cache is full: it goes one by one.
+        What the cache holds of the forgotten entries goes with the entries that come.
         """
         with self._lock:
             base_index = self._base[0]

@@ -14,6 +14,7 @@ import pytest
 from raftstorage.node.raft.types import HardState
 from raftstorage.node.wal import Wal, WalDamaged, WalError
 from raftstorage.node.wal import format as fmt
+from raftstorage.node.wal.index import EntryIndex, Place
 
 from tests.unit.wal.log_directory import SEGMENT, cut, entries, entry, filled, opened, reopened, sequences
 from tests.unit.wal.log_model import State, observed
@@ -276,6 +277,20 @@ def test_the_cut_of_segments_that_are_too_old(tmp_path: Path) -> None:
     wal = opened(tmp_path, clock=lambda: now)
     now += 20
     assert (wal.cut_point(max_seconds=30), wal.cut_point(max_seconds=10)) == (3, 6), "as if written at the start"
+
+
+def test_what_was_forgotten_leaves_memory_with_what_comes() -> None:
+    index = EntryIndex(1 << 20)
+    place = Place(1, 0, 100)
+    index.publish([(entry(at, 1, 100), place) for at in range(1, 101)])
+    whole = index.cached_bytes
+    index.forget(90)
+    for at in range(101, 120):
+        index.publish([(entry(at, 1, 100), place)])
+    assert index.cached_bytes == pytest.approx(whole * 29 / 100)  # 91 to 119
+    assert [found for _, found in index.locate(91, 120, 1 << 20)] == [entry(at, 1, 100) for at in range(91, 120)]
+    index.publish([(entry(95, 2, 100), place)])  # a leader of a new term replaces the rest
+    assert [found.term for _, found in index.locate(94, 96, 1 << 20)] == [1, 2]
 
 
 # ---- threads ------------------------------------------------------------------------------------------------
