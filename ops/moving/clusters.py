@@ -20,7 +20,9 @@ BLOB_BYTES = 256 << 20
 
 
 class ClusterPlace(Target):
-    """`addresses`: as ClientStorage takes them. It has seen everything that was committed before it was opened.
+    """`addresses`, `wait_timeout`: as ClientStorage takes them; a commit is given up after twice that time.
+
+    It has seen everything that was committed before it was opened.
 
     Blobs that are read pass through a temporary directory, which holds about BLOB_BYTES of them, or less if the
     disk has no room.
@@ -33,6 +35,7 @@ class ClusterPlace(Target):
                 addresses,
                 consistency="linearizable",
                 wait_timeout=wait_timeout,
+                commit_timeout=2 * wait_timeout,
                 read_only=read_only,
                 cache_size=CACHE_BYTES,
                 blob_dir=blobs,
