@@ -67,7 +67,7 @@ def _back_home() -> Iterator[None]:
     tempfile.tempdir = temporary
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # an idle cluster takes a tenth of a processor, from all tests that follow
 def clusters(
     make_disk_directory: Callable[[], contextlib.AbstractContextManager[Path]],
     end_cluster: Callable[[LocalCluster], None],
