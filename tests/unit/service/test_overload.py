@@ -46,8 +46,10 @@ async def hello(it: World) -> Client:
 
 
 @asynccontextmanager
-async def draining(it: World, entries: int, seconds: float) -> AsyncIterator[Counter[str]]:
-    """Applies so many entries every so many seconds; what it yields learns the most that ever waited."""
+async def draining(
+    it: World, entries: int, seconds: float, begin: asyncio.Event | None = None
+) -> AsyncIterator[Counter[str]]:
+    """Applies so many entries every so many seconds, from `begin` on. It yields the most that ever waited."""
     it.driver.held = True
     most: Counter[str] = Counter()
 
@@ -62,6 +64,8 @@ async def draining(it: World, entries: int, seconds: float) -> AsyncIterator[Cou
         most.update({key: max(0, value - most[key]) for key, value in found.items()})
 
     async def drain() -> None:
+        if begin is not None:
+            await begin.wait()
         while True:
             look()
             it.driver.apply(entries)
@@ -83,15 +87,21 @@ async def draining(it: World, entries: int, seconds: float) -> AsyncIterator[Cou
 async def test_ten_times_what_is_drained() -> None:
     """Ten sessions send 100 writes of 2 KiB at once, again and again as they are told, until all are through."""
     limits = SessionLimits(calls=Amount(40, 1 << 20))
-    async with world(limits, SMALL) as it, draining(it, 20, 0.01) as most:
+    offered = asyncio.Event()  # all that is too much is there before any of it goes, however slow this machine is
+    async with world(limits, SMALL) as it, draining(it, 20, 0.01, offered) as most:
         clients = [await hello(it) for _ in range(10)]
+        begun = 0
         refused: Counter[int] = Counter()
         hints: list[int] = []
 
         async def work(client: Client, first: int) -> None:
+            nonlocal begun
             left = set(range(first, first + 100))
             while left:
                 asked = {await client.send(commit=commit(n, b"x" * 2048)): n for n in sorted(left)}
+                begun += 1
+                if begun == len(clients):
+                    offered.set()
                 pause = 0
                 while asked:
                     event = await client.event()
