@@ -2,7 +2,8 @@
 
 Real node processes, real writers and readers. What is done to the cluster is a list of `Hook`s. In the second half
 of the run one node, the last, is left alone, so that one process lives long enough to show a leak. The nodes keep
-a short log, so that checkpoints are made all the time and whoever was away for long is sent a snapshot.
+a short log, so that checkpoints are made all the time and whoever was away for long is sent a snapshot; and a small
+cache, so that it is full soon, and what grows then is a leak.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from raftstorage.ops.errors import CommandError, require_node, require_zodb
 from raftstorage.ops.local import LocalCluster
 
 _LOG_KEEP_MIB = 16
+_CACHE_MIB = 16
 _WINDOW_SECONDS = 10.0
 _WINDOWS_AT_LEAST = 20
 #: Nothing is begun so shortly before the end.
@@ -46,7 +48,9 @@ def run(
     if nodes < 3:
         raise CommandError("a cluster that shall survive its leader has at least 3 nodes", 2)
     with ExitStack() as stack:
-        cluster = stack.enter_context(LocalCluster(nodes, directory, log_keep_mib=_LOG_KEEP_MIB))
+        cluster = stack.enter_context(
+            LocalCluster(nodes, directory, log_keep_mib=_LOG_KEEP_MIB, cache_mib=_CACHE_MIB)
+        )
         addresses = cluster.addresses
         prepare(addresses, writers, wait_timeout)
         crowd = stack.enter_context(Writers(writers, addresses, wait_timeout, cluster.directory))

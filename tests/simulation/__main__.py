@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.simulation.campaign import Campaign
 from tests.simulation.faults import CRASH_POINTS, KINDS, PACK_POINTS, SCENES
-from tests.simulation.mutants import BY_NAME, FOCUS, MUTANTS
+from tests.simulation.mutants import BY_NAME, CAUGHT_FILE, FOCUS, MUTANTS
 from tests.simulation.shrink import shrink, tell
 from tests.simulation.simulation import Plan, Result, Simulation
 
@@ -29,6 +30,7 @@ def main(
     stop_after: Annotated[int, typer.Option(min=1, help="Stop when so many seeds have failed.")] = 3,
     mutant: Annotated[str, typer.Option(help="Run with this mistake in the code; it should fail.")] = "",
     mutants: Annotated[bool, typer.Option(help="Say how soon each known mistake is caught.")] = False,
+    remember: Annotated[bool, typer.Option(help="With --mutants: have the tests try these seeds first.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only this kind of fault; may be repeated.")] = None,
     trace: Annotated[bool, typer.Option(help="Print the whole traces, one run after another.")] = False,
 ) -> None:
@@ -41,7 +43,7 @@ def main(
     numbers = range(start, start + seeds)
     only = only or []
     if mutants:
-        raise typer.Exit(not _all_mutants(numbers, jobs))
+        raise typer.Exit(not _all_mutants(numbers, jobs, remember))
     with BY_NAME[mutant]() if mutant else nullcontext():
         if trace:
             held = not [seed for seed in numbers if _traced(seed, only)]
@@ -50,19 +52,22 @@ def main(
     raise typer.Exit(not held)
 
 
-def _all_mutants(numbers: range, jobs: int) -> bool:
+def _all_mutants(numbers: range, jobs: int, remember: bool) -> bool:
     """A Markdown table; True when every one is caught."""
-    all_caught = True
+    found: dict[str, int] = {}
     console.out("| mistake | faults | caught by seed | as |\n|---|---|--:|---|", highlight=False)
     with Campaign(jobs) as campaign:
         for name in (mutant.__name__ for mutant in MUTANTS):
             only = FOCUS.get(name, ())
             caught = next(((s, r.failure) for s, r in campaign.run(numbers, name, only) if r.failure), None)
-            all_caught = all_caught and caught is not None
+            if caught is not None:
+                found[name] = caught[0]
             seed, failure = caught or ("-", "**not caught**")
             what = " ".join(name.split("_"))
             console.out(f"| {what} | {', '.join(only) or 'all'} | {seed} | {failure[:70]} |", highlight=False)
-    return all_caught
+    if remember:
+        CAUGHT_FILE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    return len(found) == len(MUTANTS)
 
 
 def _traced(seed: int, only: Sequence[str]) -> bool:

@@ -6,9 +6,11 @@ under the faults of its `FOCUS`.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -39,12 +41,21 @@ from tests.simulation.focus import FOCUS
 from tests.unit.raft import change_mutants as changes
 from tests.unit.raft import mutants as core
 
-__all__ = ["BY_NAME", "FOCUS", "MUTANTS", "OPEN", "SEEDS"]
+__all__ = ["BY_NAME", "CAUGHT", "FOCUS", "MUTANTS", "OPEN", "SEEDS", "likely_first"]
 
 Mutant = Callable[[], AbstractContextManager[object]]
 
 #: Every mutant is caught within so many seeds.
 SEEDS = 150
+#: Name -> the first seed that caught it when `python -m tests.simulation --mutants --remember` was last run.
+CAUGHT_FILE = Path(__file__).with_name("caught.json")
+CAUGHT: dict[str, int] = json.loads(CAUGHT_FILE.read_text())
+
+
+def likely_first(name: str) -> list[int]:
+    """The seeds to try a mutant with; what it lived through only if it lives now through what caught it then."""
+    remembered = CAUGHT.get(name, SEEDS)
+    return sorted(range(SEEDS), key=lambda seed: seed != remembered)
 
 
 def patched(owner: object, name: str, replacement: object) -> AbstractContextManager[object]:
