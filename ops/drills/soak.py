@@ -2,8 +2,8 @@
 
 Real node processes, real writers and readers. What is done to the cluster is a list of `Hook`s. In the second half
 of the run one node, the last, is left alone, so that one process lives long enough to show a leak. The nodes keep
-a short log, so that checkpoints are made all the time and whoever was away for long is sent a snapshot; and a small
-cache, so that it is full soon, and what grows then is a leak.
+a short log, so that checkpoints are made all the time and whoever was away for long is sent a snapshot, and a
+small cache, so that it is full soon, and what grows then is a leak.
 """
 
 from __future__ import annotations
