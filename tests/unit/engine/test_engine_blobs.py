@@ -260,8 +260,8 @@ def test_what_is_large_is_in_files_of_its_own_and_in_every_copy(tmp_path: Path) 
 def test_a_database_without_such_files_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_files = rocks._options
 
-    def without() -> rocksdict.Options:
-        options = with_files()
+    def without(cache_bytes: int) -> rocksdict.Options:
+        options = with_files(cache_bytes)
         options.set_enable_blob_files(False)
         return options
 
