@@ -22,7 +22,7 @@ from typing import overload
 from raftstorage.ops.child import PARENT_VARIABLE
 from raftstorage.ops.local_member import LocalMember
 from raftstorage.ops.ports import free_ports
-from raftstorage.ops.process import NodeProcess
+from raftstorage.ops.process import NodeProcess, Running
 from raftstorage.ops.status import StatusClient, has_quorum, leader_of
 from raftstorage.proto import admin_pb2 as pb
 
@@ -315,24 +315,23 @@ class LocalCluster:
         temporary.write_text(json.dumps(state, indent=1) + "\n")
         temporary.replace(path)
 
-    def _spawn(self, i: int) -> None:
+    def launch(self, i: int) -> Running:
+        """Starts node i's process, in a thread of the cluster's own. For a subclass that has another way."""
         environment = os.environ | {PARENT_VARIABLE: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        environment |= self.environment(i)
+        with self.log_path(i).open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal is for the one that runs the cluster.
+            return subprocess.Popen(
+                [*self.prefix(i), sys.executable, *self.command(i)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment | self.environment(i),
+                text=True,
+                start_new_session=True,
+            )
 
-        def launch() -> subprocess.Popen[str]:
-            with self.log_path(i).open("ab") as log:
-                # A session of its own: Ctrl-C in the terminal is for the one that runs the cluster.
-                return subprocess.Popen(
-                    [*self.prefix(i), sys.executable, *self.command(i)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
-                    text=True,
-                    start_new_session=True,
-                )
-
-        self._processes[i] = NodeProcess(self._launcher.submit(launch).result())
+    def _spawn(self, i: int) -> None:
+        self._processes[i] = NodeProcess(self._launcher.submit(self.launch, i).result())
 
     def _await_ready(self, i: int) -> None:
         process = self._process(i)

@@ -5,16 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import subprocess
 import threading
 import time
-from typing import IO
+from typing import IO, Protocol
+
+
+class Running(Protocol):
+    """A started process, as subprocess.Popen has one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    @property
+    def stdout(self) -> IO[str] | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class NodeProcess:
     """One running node: its process and the thread that reads its standard output."""
 
-    def __init__(self, popen: subprocess.Popen[str]) -> None:
+    def __init__(self, popen: Running) -> None:
+        if popen.stdout is None:
+            raise ValueError("a node's standard output is read")
         self.popen = popen
         self.node_id = 0  # told in the ready line
         self._ready: queue.SimpleQueue[str | None] = queue.SimpleQueue()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from raftstorage.ops.local import LocalCluster
 
+from tests.conformance.forked import ForkedCluster
+
 #: Elections are held after half the usual silence: an empty cluster is there for one check.
 QUICK = {"tick_ms": 25}
 
@@ -35,7 +37,7 @@ class Clusters:
         directory = self._directory / f"cluster-{self._started}"
 
         def start() -> LocalCluster:
-            return LocalCluster(nodes=3, directory=directory, options=QUICK).__enter__()
+            return ForkedCluster(nodes=3, directory=directory, options=QUICK).__enter__()
 
         return self._thread.submit(start)
 
