@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--growth-rounds", type=int, default=1, help="1 -> 3 -> 5 -> 3 -> 1 so often (default: once)")
     group.addoption("--blob-megabytes", type=int, default=256, help="size of a large blob (default: 256)")
     group.addoption("--overload-seconds", type=float, default=4.0, help="of ten times the load (default: 4)")
-    group.addoption("--cold-restarts", type=int, default=10, help="full-cluster cold restarts (default: 10)")
+    group.addoption("--cold-restarts", type=int, default=6, help="full-cluster cold restarts (default: 6)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

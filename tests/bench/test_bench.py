@@ -16,23 +16,21 @@ BENCH = [sys.executable, "-m", "raftstorage.ops.cli", "bench"]
 def test_every_job_is_measured_on_both_systems(tmp_path: Path) -> None:
     path = tmp_path / "performance.md"
     done = subprocess.run(
-        [*BENCH, "--seconds", "0.3", "--rounds", "1", "--clients", "1,3", "--json", "--markdown", str(path)],
+        [*BENCH, "--seconds", "0.3", "--rounds", "1", "--clients", "2", "--json", "--markdown", str(path)],
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [(row["name"], row["clients"]) for row in result["rows"]] == [
-        (name, clients) for name, _ in JOBS for clients in (1, 3)
-    ]
+    assert [(row["name"], row["clients"]) for row in result["rows"]] == [(name, 2) for name, _ in JOBS]
     for row in result["rows"]:
         (ours,), (theirs,) = row["raftstorage_per_second"], row["zeo_per_second"]
         assert ours > 0
         assert theirs > 0
         assert row["ratio"] == pytest.approx(ours / theirs, rel=0.05)  # the rates are told rounded
     assert result["fdatasync_ms"]["p50"] > 0
-    assert path.read_text().count("| commit 1 object |") == 2
+    assert path.read_text().count("| commit 1 object |") == 1
 
 
 def test_a_bench_without_clients_is_refused() -> None:

@@ -26,9 +26,9 @@ from ZODB.FileStorage import FileIterator, FileStorage
 if TYPE_CHECKING:
     from raftstorage.ops.local import LocalCluster
 
-MIN_OBJECTS = 15_000
+MIN_OBJECTS = 10_000
 #: CI takes so many packages; `--thorough` takes them all.
-STANZAS = 20_000
+STANZAS = 12_000
 PACKAGES_IN_TRANSACTION = 200
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 
