@@ -184,9 +184,10 @@ class DataFile(FileStorageFormatter):  # type: ignore[misc]
         return header
 
     def _read_data_header(self, position: int, oid: bytes | None = None, _file: Any = None) -> Any:
-        """As the formatter does, for whom any length will do: it would make room for so much before it reads."""
+        """As the formatter does, for whom any length will do: it would make room for so much before it reads; and
+        any pointer to another record: it would follow a circle for ever."""
         header = super()._read_data_header(position, oid, _file)
-        if position + header.recordlen() > self.size:
+        if position + header.recordlen() > self.size or (not header.plen and header.back >= position):
             raise CorruptedDataError(oid, None, position)
         return header
 

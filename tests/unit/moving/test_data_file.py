@@ -123,6 +123,21 @@ def test_no_length_in_it_is_believed(path: Path) -> None:
     assert len(damage) > 1
 
 
+def test_a_record_that_repeats_itself_ends_nothing(path: Path) -> None:
+    whole, places = content_of(path), offsets(path)
+    data = bytearray(path.read_bytes())
+    records = []
+    for place in places[-2:]:  # undos: a record is a header of 42 bytes, and where the data is
+        header = 23 + sum(struct.unpack(">HHH", data[place + 17 : place + 23]))
+        records.append(place + header)
+    for record in records:
+        data[record + 42 : record + 50] = records[0].to_bytes(8)
+    path.write_bytes(data)
+    found, damage = read(path)
+    assert found == whole[:-2]
+    assert len(damage) == 2
+
+
 @pytest.mark.parametrize("place", ["tid", "length", "status"])
 def test_a_damaged_header_is_jumped_over(path: Path, place: str) -> None:
     whole, places = content_of(path), offsets(path)
