@@ -7,15 +7,17 @@ needs, and done nothing else.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from unittest import mock
 
 from raftstorage.ops.child import die_with_parent
@@ -24,6 +26,12 @@ from raftstorage.ops.process import Running
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["raftstorage.node.main"])
+_prepared = spawn.get_preparation_data
+
+
+def _anywhere(name: str) -> dict[str, Any]:
+    """Without this process's current directory: a test may have changed it to one that goes meanwhile."""
+    return {key: value for key, value in _prepared(name).items() if key != "dir"}
 
 
 class ForkedCluster(LocalCluster):
@@ -42,7 +50,8 @@ class ForkedNode:
         reading, writing = _forks.Pipe(duplex=False)
         # It ends with this process: a cluster that was not closed is in nobody's way.
         self._process = _forks.Process(target=_run, args=(list(arguments), str(log), writing), daemon=True)
-        with mock.patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # as `python -m raftstorage.node` has it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # as `python -m raftstorage.node` has it
+        with mock.patch.object(spawn, "get_preparation_data", _anywhere):
             self._process.start()
         writing.close()
         self.stdout: IO[str] = os.fdopen(os.dup(reading.fileno()), encoding="utf-8")
@@ -75,6 +84,9 @@ class ForkedNode:
 
 
 def _run(arguments: list[str], log: str, output: Connection) -> None:
+    # By this the fork server sees that its starter is gone; it ends then, and this with it.
+    alive: int = multiprocessing.forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    os.close(alive)
     die_with_parent()
     os.setsid()
     os.dup2(output.fileno(), 1)
