@@ -121,7 +121,7 @@ class Hex(HexStorage):
         self.db.invalidate(transaction_id, oids)
 
 
-class UnderHex(Embedded):
+class UnderHex(OnCluster):
     """Records are transformed between the database and ZODB: no node can read them."""
 
     def client(self, **options: Any) -> Any:
