@@ -9,7 +9,7 @@ import secrets
 from dataclasses import replace
 
 import grpc.aio
-from raftstorage.node.identity import DirectoryError, NodeDirectory, NodeIdentity
+from raftstorage.node.identity import DirectoryError, Found, NodeDirectory, NodeIdentity, new_instance
 from raftstorage.node.joining import (
     JoinError,
     WaitingRoom,
@@ -22,6 +22,7 @@ from raftstorage.node.joining import (
 from raftstorage.node.options import NodeOptions
 from raftstorage.node.service.server import SERVER_OPTIONS, take_port
 from raftstorage.node.versions import Versions
+from raftstorage.node.wal import Wal
 from raftstorage.proto import admin_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,13 @@ async def settle(directory: NodeDirectory, options: NodeOptions, versions: Versi
     if found is not None and found.identity.node_id:
         if not options.rejoin:
             return directory.claim(options.identity())
-        await _still_member(directory, found.identity, options)
-        return directory.claim(replace(options.identity(), node_id=0))  # it may have come in anew, as another one
+        if await _still_member(directory, found.identity, options):
+            return directory.claim(
+                replace(options.identity(), node_id=0)
+            )  # it may have come in anew, as another one
+        log.warning("founded node %d while nobody answered who has that place: joins", found.identity.node_id)
+        directory.write(Found(NodeIdentity("", 0, {}, new_instance())))
+        return await _enter(directory, options, versions)
     if options.rejoin and options.members and (found is not None or await _place_is_taken(options)):
         return await _enter(directory, options, versions)
     if options.members:
@@ -63,12 +69,14 @@ async def _place_is_taken(options: NodeOptions) -> bool:
     It is waited for: the one that fell may be who had this place. Nobody who knows of a cluster: no. JoinError.
     """
     deadline = asyncio.get_running_loop().time() + options.join_seconds
+    runs = False
     for attempt in itertools.count():
         members = await members_near(options.others)
         if members:
             mine = next((each for each in members if each.node_id == options.node_id), None)
             return mine is None or bool(mine.instance)
-        if not await cluster_runs(options.others):
+        runs = runs or await cluster_runs(options.others)
+        if not runs:
             return False
         wait = pause(attempt)
         if asyncio.get_running_loop().time() + wait > deadline:
@@ -80,14 +88,23 @@ async def _place_is_taken(options: NodeOptions) -> bool:
     )
 
 
-async def _still_member(directory: NodeDirectory, identity: NodeIdentity, options: NodeOptions) -> None:
-    """DirectoryError: the leader says that it is not."""
+async def _still_member(directory: NodeDirectory, identity: NodeIdentity, options: NodeOptions) -> bool:
+    """False: it was founded, and never held anything, while another directory had its place, as the leader says.
+    DirectoryError: the leader says that it was removed."""
     members = await members_near(options.others)
-    if members and all(each.node_id != identity.node_id for each in members):
+    mine = next((each for each in members if each.node_id == identity.node_id), None)
+    if members and mine is None:
         raise DirectoryError(
             f"{directory.path} is of node {identity.node_id}, which was removed from the cluster: what is in it "
             "can go, and an empty directory joins as a new member"
         )
+    if mine is None or not mine.instance or mine.instance == identity.instance or not identity.members:
+        return True
+    wal = Wal.open(directory.log)
+    try:
+        return wal.last_index() > 0
+    finally:
+        wal.close()
 
 
 async def _enter(directory: NodeDirectory, options: NodeOptions, versions: Versions) -> NodeIdentity:

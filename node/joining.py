@@ -141,13 +141,17 @@ async def members_near(addresses: Sequence[str]) -> Sequence[pb.MemberStatus]:
 
 
 async def cluster_runs(addresses: Sequence[str]) -> bool:
-    """Does one of `addresses` answer that has seen a leader's word on who the members are? It need not know a
-    leader now."""
-    replies = await asyncio.gather(*map(_members_at, addresses), return_exceptions=True)
-    for reply in replies:
-        if isinstance(reply, BaseException) and not isinstance(reply, grpc.aio.AioRpcError):
-            raise reply
-    return any(reply.index for reply in replies if isinstance(reply, pb.MembersReply))
+    """Does one of `addresses` answer that has had a leader? It need not know one now."""
+    return any(await asyncio.gather(*map(_has_had_a_leader, addresses)))
+
+
+async def _has_had_a_leader(address: str) -> bool:
+    try:
+        async with admin_at(address) as admin:
+            status = await admin.Status(pb.StatusRequest(), timeout=CALL_SECONDS)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(status.last_index)
 
 
 async def identify(address: str) -> pb.IdentifyReply:

@@ -119,6 +119,10 @@ def _run(
             "--rejoin", help="An empty --dir whose place is taken or gone joins; a removed one is refused."
         ),
     ] = False,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(help="With --rejoin: HOST:PORT of one more who may know of a cluster; may be repeated."),
+    ] = None,
     max_blob_bytes: Annotated[int, typer.Option(help="Largest blob; 0: as large as there is room for.")] = 0,
     cache_mib: Annotated[int, typer.Option(help="Memory for what is read of the database, in MiB.")] = 64,
     ready: Annotated[str, typer.Option(help="What it prints when it serves: json or text.")] = "json",
@@ -159,6 +163,7 @@ def _run(
         rejoin,
         max_blob_bytes,
         cache_mib * MIB,
+        tuple(ask or ()),
     )
     if ready not in ("json", "text"):
         raise OptionError(f"--ready {ready!r} is not one of json, text")

@@ -30,6 +30,7 @@ class NodeOptions:
     waits until it is added instead. `alone`: an empty directory becomes a cluster of one.
     `rejoin`: an empty directory whose place among `members` another one had, or which was removed, joins anew
     instead of founding; one that was removed is refused. For those who start nodes and cannot look, as Kubernetes.
+    `ask`: host:port of others who may know of a cluster, and need not be there; with `rejoin`.
     `join_seconds`: how long it asks to be let in before it gives up.
     `listen`: host:port of the one gRPC port; port 0 takes a free one. Empty: the address that others dial.
     `advertise`: host:port that others dial; empty: this node's address in `members`, or `listen`.
@@ -68,6 +69,7 @@ class NodeOptions:
     rejoin: bool = False
     max_blob_bytes: int = 0
     cache_bytes: int = 64 * MIB
+    ask: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _bounds("--id", self.node_id, 0, (1 << 63) - 1)
@@ -88,9 +90,12 @@ class NodeOptions:
             raise OptionError("--rejoin is for --member and --join")
         if self.learner and not self.join:
             raise OptionError("--learner is for --join")
-        for address in self.join:
-            if split_address(address)[1] == 0:
-                raise OptionError(f"--join {address}: port 0 cannot be dialled")
+        if self.ask and not self.rejoin:
+            raise OptionError("--ask is for --rejoin")
+        for option, addresses_given in (("--join", self.join), ("--ask", self.ask)):
+            for address in addresses_given:
+                if split_address(address)[1] == 0:
+                    raise OptionError(f"{option} {address}: port 0 cannot be dialled")
         addresses: set[str] = set()
         for node, address in self.members.items():
             _bounds("--member's id", node, 1, (1 << 63) - 1)
@@ -129,8 +134,9 @@ class NodeOptions:
 
     @property
     def others(self) -> tuple[str, ...]:
-        """Addresses of members that can be asked: of those that it joins, or is founded with."""
-        return tuple(self.join) or tuple(self.members[each] for each in self.members if each != self.node_id)
+        """Addresses of members that can be asked: of those that it joins, or is founded with; and `ask`."""
+        founders = tuple(self.members[each] for each in self.members if each != self.node_id)
+        return (tuple(self.join) or founders) + tuple(self.ask)
 
     @property
     def listen_address(self) -> str:

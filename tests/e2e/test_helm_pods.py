@@ -212,3 +212,50 @@ def test_a_leading_founder_that_lost_its_volume_takes_its_place_again(
         writers.more(10)
         writers.stop()
     writers.check_all(open_storage(",".join(pods.addresses(3))))
+
+
+@pytest.mark.timeout(0)
+def test_a_founder_that_nobody_answered_finds_its_place_when_the_others_are_there(
+    helm: str, pods: Pods, start_writers: Callable[..., Any], open_storage: Callable[..., Any]
+) -> None:
+    three = parse(template(helm, []))
+    for ordinal in range(3):
+        pods.start(three, ordinal)
+    assert [pods.serves(ordinal) for ordinal in range(3)] == [1, 2, 3]
+    pods.voters(3)
+    with start_writers(2, ",".join(pods.addresses(3)), pause=0.02) as writers:
+        writers.more(10)
+        writers.stop()
+    for ordinal in range(3):
+        pods.end(ordinal)
+    shutil.rmtree(pods.volume(0))
+    pods.start(three, 0)
+    assert pods.serves(0) == 1, "there is nobody who could tell it from a first start"
+    for ordinal in (1, 2):
+        pods.start(three, ordinal)
+        pods.serves(ordinal)
+    assert pods.running[0].wait(SECONDS) == 5
+    pods.running[0].communicate()
+    pods.start(three, 0)  # as Kubernetes does
+    assert pods.serves(0) == 4
+    first, second, third = pods.addresses(3)
+    eventually(lambda: pods.voters(3) == {2: second, 3: third, 4: first}, "the new node in the old one's place")
+    writers.check_all(open_storage(",".join(pods.addresses(3))))
+
+
+@pytest.mark.timeout(0)
+def test_who_founded_alone_asks_those_who_came_later(helm: str, pods: Pods) -> None:
+    one_pod = parse(template(helm, values(replicaCount=1)))
+    pods.start(one_pod, 0)
+    assert pods.serves(0) == 1
+    three = parse(template(helm, values(replicaCount=3, foundingReplicaCount=1)))
+    for ordinal in (1, 2):
+        pods.start(three, ordinal)
+        pods.serves(ordinal)
+    pods.voters(3)
+    pods.running[0].kill()
+    pods.running[0].communicate()
+    shutil.rmtree(pods.volume(0))
+    pods.start(three, 0)
+    assert pods.serves(0) == 4
+    assert set(pods.voters(3)) == {2, 3, 4}

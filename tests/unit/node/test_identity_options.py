@@ -149,6 +149,8 @@ def test_the_default_cluster_id_depends_on_all_members_and_not_on_their_order() 
         ({"log_keep_bytes": -1}, "--log-keep-bytes"),
         ({"log_keep_seconds": 0}, "--log-keep-seconds"),
         ({"cache_bytes": 1}, "--cache-bytes"),
+        ({"ask": ("a:1",)}, "--ask is for"),
+        ({"ask": ("a:0",), "rejoin": True}, "cannot be dialled"),
         ({"snapshot_bytes_per_second": 1}, "--snapshot-bytes-per-second"),
         ({"listen": "7441"}, "HOST:PORT"),
         ({"listen": "host:70000"}, "HOST:PORT"),
