@@ -28,8 +28,12 @@ class KeyValueStore(Protocol):
 
     def get(self, family: str, key: bytes) -> bytes | None: ...
 
-    def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
-        """The pair with the greatest key <= `key`, or None, and the key that follows it (or follows `key`)."""
+    def around(self, family: str, key: bytes, within: int = 0) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
+        """The pair with the greatest key <= `key`, or None, and the key that follows it (or follows `key`).
+
+        Only keys that begin with the same `within` bytes as `key`, which is no shorter, are looked at: what was
+        removed beside them costs nothing.
+        """
 
     def at_or_before(self, family: str, key: bytes) -> bytes | None:
         """The greatest key <= `key`."""
@@ -85,11 +89,13 @@ class MemoryStore:
     def get(self, family: str, key: bytes) -> bytes | None:
         return self._values[family].get(key)
 
-    def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
+    def around(self, family: str, key: bytes, within: int = 0) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
         keys = self._keys[family]
         position = bisect_right(keys, key)
         following = keys[position] if position < len(keys) else None
-        if position == 0:
+        if following is not None and following[:within] != key[:within]:
+            following = None
+        if position == 0 or keys[position - 1][:within] != key[:within]:
             return None, following
         found = keys[position - 1]
         return (found, self._values[family][found]), following

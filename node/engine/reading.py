@@ -136,12 +136,12 @@ class Reading:
         if len(oid) != 8 or len(tid) != 8:  # other lengths would split into another oid and tid
             raise KeyError(oid)
         bound = min(before_tid(tid), self._last_tid)
-        found, following = self._store.around("records", oid + bound)
+        found, following = self._store.around("records", oid + bound, 8)
         if self._dropped:
             while found is not None and found[0][:8] == oid and self._is_dead(*found):
-                found = self._store.around("records", oid + before_tid(found[0][8:]))[0]
+                found = self._store.around("records", oid + before_tid(found[0][8:]), 8)[0]
             while following is not None and following[:8] == oid and self._is_dead(following):
-                following = self._store.around("records", following)[1]
+                following = self._store.around("records", following, 8)[1]
         younger = following is not None and following[:8] == oid and following[8:] <= self._last_tid
         after = following[8:] if younger and following is not None else None
         packed = self._pack.tid

@@ -19,6 +19,8 @@ from raftstorage.node.engine.layout import STATE_KEY, read_state
 from raftstorage.node.engine.state import RETENTION, StateMachine
 
 _PREFIXES = {family: bytes([position]) for position, family in enumerate(FAMILIES, 1)}
+#: Greater than what keys have behind their beginnings.
+_BEHIND = b"\xff" * 64
 _CONGESTED = ("rocksdb.is-write-stopped", "rocksdb.actual-delayed-write-rate")
 
 
@@ -50,6 +52,8 @@ def _options(cache_bytes: int) -> rocksdict.Options:
     options.set_blob_compression_type(rocksdict.DBCompressionType.lz4())
     options.set_enable_blob_gc(True)
     options.set_write_buffer_size(32 << 20)
+    # A pack leaves runs of deletions, which every search that meets them walks over until they are compacted.
+    options.add_compact_on_deletion_collector_factory(8192, 4096, 0.5)
     # Applying must not wait for one slow flush.
     options.set_max_write_buffer_number(4)
     options.set_max_background_jobs(2)
@@ -91,14 +95,26 @@ class RocksStore:
             raise EngineError(f"cannot read the database: {error}") from error
         return value
 
-    def around(self, family: str, key: bytes) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
+    def around(self, family: str, key: bytes, within: int = 0) -> tuple[tuple[bytes, bytes] | None, bytes | None]:
         """See KeyValueStore."""
         prefix = _PREFIXES[family]
         pairs = self._db.iter()
+        if within:
+            # A step from the last key of its kind would walk over whatever was deleted behind it. (rocksdict's
+            # bounds for iterators point to memory that is freed.)
+            pairs.seek_for_prev(prefix + key[:within] + _BEHIND)
+            if not pairs.valid():
+                self._check(pairs)
+                return None, None
+            last = pairs.key()
+            if last[: within + 1] != prefix + key[:within]:
+                return None, None
+            if last <= prefix + key:
+                return (last[1:], pairs.value()), None
         pairs.seek_for_prev(prefix + key)
         found = None
         if pairs.valid():
-            if (at := pairs.key())[:1] == prefix:
+            if (at := pairs.key())[:1] == prefix and at[1 : within + 1] == key[:within]:
                 found = (at[1:], pairs.value())
             pairs.next()
         else:
