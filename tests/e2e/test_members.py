@@ -29,6 +29,8 @@ from tests.e2e.growing import (
 )
 
 MIB = 1 << 20
+#: In what a leader counts how far another one is behind.
+LAGS = ("entries", "transactions", "bytes", "seconds")
 
 
 class Mixed(LocalCluster):
@@ -70,33 +72,37 @@ def test_a_learner_serves_reads_and_counts_for_no_quorum(
     leader = cluster.leader(timeout=SECONDS)
     peer = next(peer for peer in cluster.status(leader).peers if peer.node_id == node)
     assert (peer.member_role, peer.connected) == ("learner", True)
-    wait_for(
-        lambda: any(
-            name == "raftstorage_node_follower_lag_entries" and labels.get("peer") == str(node)
-            for name, labels, _ in metrics(cluster.metrics_address(leader))
-        ),
-        "its lag among the leader's metrics",
-    )
 
-    cluster.pause(learner)
-    oid, tid = commit_new(storage, b"while it stands still")
-    wait_for(
-        lambda: next(p for p in cluster.status(leader).peers if p.node_id == node).lag_entries >= 1,
-        "the learner to lag",
-    )
-    wait_for(
-        lambda: any(
-            name == "raftstorage_node_follower_lag_entries" and labels.get("peer") == str(node) and value >= 1
+    def lags() -> list[float]:
+        """The learner's, among the leader's metrics; empty while they are not all there."""
+        found = {
+            name: value
             for name, labels, value in metrics(cluster.metrics_address(leader))
-        ),
-        "the lag to be among the metrics",
-    )
+            if labels.get("peer") == str(node)
+        }
+        names = [f"raftstorage_node_follower_lag_{what}" for what in LAGS]
+        return [found[name] for name in names] if found.keys() >= set(names) else []
+
+    def more(than: list[float]) -> list[float]:
+        found = lags()
+        return found if found and all(now > before for now, before in zip(found, than, strict=True)) else []
+
+    none = [0.0] * len(LAGS)
+    wait_for(lambda: lags() == none, "it to have all, by the leader's metrics")
+    cluster.pause(learner)
+    commit_new(storage, b"when it just stopped")
+    behind = wait_for(lambda: more(none), "the learner to lag")
+    oid, tid = commit_new(storage, b"while it stands still")
+    behind = wait_for(lambda: more(behind), "it to lag more")
+    assert behind[LAGS.index("transactions")] == 2
+    assert behind[LAGS.index("bytes")] > len(b"when it just stopped" + b"while it stands still")
     _, out, _ = raftstorage("status", "--json", "--addresses", cluster.addresses)
     nodes = {each["address"]: each for each in json.loads(out)["nodes"]}
     told = next(each for each in nodes[cluster.address(leader)]["peers"] if each["node_id"] == node)
     assert told["member_role"] == "learner"
-    assert told["lag_entries"] >= 1
+    assert all(told[f"lag_{what}"] >= least for what, least in zip(LAGS, behind, strict=True)), (told, behind)
     cluster.resume(learner)
+    wait_for(lambda: lags() == none, "the learner to catch up")
 
     # Three voters: one may fail. With two down the learner makes no majority.
     down = [i for i in range(3) if i != leader]
