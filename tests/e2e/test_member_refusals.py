@@ -242,6 +242,21 @@ def test_nobody_answers_who_could_let_it_in(disk_directory: Path) -> None:
         assert (status, "--join-seconds" in line) == (2, True), line
 
 
+def test_a_cluster_without_a_majority_lets_nobody_in(cluster: LocalCluster, disk_directory: Path) -> None:
+    settled(cluster)
+    left, *down = range(3)
+    words = ["--listen", free_address(), "--join", cluster.address(left), "--join-seconds", "2"]
+    with nothing_changed(cluster):
+        for i in down:
+            cluster.kill(i)
+        eventually(lambda: not cluster.status(left).leader_id, "the one that is left to know no leader")
+        with Serving(disk_directory / "node", *words) as node:
+            status, line = node.ended()
+        assert (status, f"{cluster.address(left)}: no leader is known there" in line) == (6, True), line
+        for i in down:
+            cluster.start(i)
+
+
 def test_an_address_that_others_cannot_reach_is_not_joined(three: LocalCluster, disk_directory: Path) -> None:
     words = ["--listen", free_address(), "--join", three.address(0), "--join-seconds", "1"]
     with (

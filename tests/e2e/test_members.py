@@ -22,13 +22,18 @@ from tests.e2e.growing import (
     Serving,
     eventually,
     grown,
+    member,
     membership,
     nothing_changed,
     raftstorage,
+    removed,
+    roles,
     settled,
 )
 
 MIB = 1 << 20
+#: In what a leader counts how far another one is behind.
+LAGS = ("entries", "transactions", "bytes", "seconds")
 
 
 class Mixed(LocalCluster):
@@ -70,33 +75,37 @@ def test_a_learner_serves_reads_and_counts_for_no_quorum(
     leader = cluster.leader(timeout=SECONDS)
     peer = next(peer for peer in cluster.status(leader).peers if peer.node_id == node)
     assert (peer.member_role, peer.connected) == ("learner", True)
-    wait_for(
-        lambda: any(
-            name == "raftstorage_node_follower_lag_entries" and labels.get("peer") == str(node)
-            for name, labels, _ in metrics(cluster.metrics_address(leader))
-        ),
-        "its lag among the leader's metrics",
-    )
 
-    cluster.pause(learner)
-    oid, tid = commit_new(storage, b"while it stands still")
-    wait_for(
-        lambda: next(p for p in cluster.status(leader).peers if p.node_id == node).lag_entries >= 1,
-        "the learner to lag",
-    )
-    wait_for(
-        lambda: any(
-            name == "raftstorage_node_follower_lag_entries" and labels.get("peer") == str(node) and value >= 1
+    def lags() -> list[float]:
+        """The learner's, among the leader's metrics; empty while they are not all there."""
+        found = {
+            name: value
             for name, labels, value in metrics(cluster.metrics_address(leader))
-        ),
-        "the lag to be among the metrics",
-    )
+            if labels.get("peer") == str(node)
+        }
+        names = [f"raftstorage_node_follower_lag_{what}" for what in LAGS]
+        return [found[name] for name in names] if found.keys() >= set(names) else []
+
+    def more(than: list[float]) -> list[float]:
+        found = lags()
+        return found if found and all(now > before for now, before in zip(found, than, strict=True)) else []
+
+    none = [0.0] * len(LAGS)
+    wait_for(lambda: lags() == none, "it to have all, by the leader's metrics")
+    cluster.pause(learner)
+    commit_new(storage, b"when it just stopped")
+    behind = wait_for(lambda: more(none), "the learner to lag")
+    oid, tid = commit_new(storage, b"while it stands still")
+    behind = wait_for(lambda: more(behind), "it to lag more")
+    assert behind[LAGS.index("transactions")] == 2
+    assert behind[LAGS.index("bytes")] > len(b"when it just stopped" + b"while it stands still")
     _, out, _ = raftstorage("status", "--json", "--addresses", cluster.addresses)
     nodes = {each["address"]: each for each in json.loads(out)["nodes"]}
     told = next(each for each in nodes[cluster.address(leader)]["peers"] if each["node_id"] == node)
     assert told["member_role"] == "learner"
-    assert told["lag_entries"] >= 1
+    assert all(told[f"lag_{what}"] >= least for what, least in zip(LAGS, behind, strict=True)), (told, behind)
     cluster.resume(learner)
+    wait_for(lambda: lags() == none, "the learner to catch up")
 
     # Three voters: one may fail. With two down the learner makes no majority.
     down = [i for i in range(3) if i != leader]
@@ -113,6 +122,75 @@ def test_a_learner_serves_reads_and_counts_for_no_quorum(
     assert cluster.status(learner).role == "learner"
     assert cluster.leader(timeout=SECONDS) != learner
     assert term <= cluster.status(learner).term
+
+
+# ---- what an operator asks for ----------------------------------------------------------------------------
+
+
+def test_a_demoted_leader_hands_over_and_may_vote_again(
+    cluster: LocalCluster, open_storage: Callable[..., Any], start_writers: Callable[..., Any]
+) -> None:
+    settled(cluster)
+    voters = roles(cluster)
+    old = cluster.leader(timeout=SECONDS)
+    node = cluster.node_id(old)
+    with start_writers(2, cluster.addresses, pause=0.02) as writers:
+        writers.more(20)
+        assert member(cluster, "demote", str(node)) == (0, "")
+        eventually(lambda: cluster.leader() not in (None, old), "another one to lead")
+        assert roles(cluster) == voters | {node: "learner"}
+        writers.more(20)
+        assert cluster.status(old).role == "learner"
+        eventually(lambda: member(cluster, "promote", str(node)) == (0, ""), "it to be promoted", interval=0.2)
+        assert roles(cluster) == voters
+        writers.more(20)
+        writers.stop()
+    writers.check_all(open_storage(cluster.addresses))
+    last = max(tid for _oid, tid in writers.acknowledged.values())
+    eventually(lambda: cluster.status(old).last_tid == last, "it to have all that was committed")
+
+
+def test_members_are_listed_leadership_is_moved_and_a_member_replaced(
+    cluster: LocalCluster, open_storage: Callable[..., Any], commit_new: Callable[..., tuple[bytes, bytes]]
+) -> None:
+    settled(cluster)
+    storage = open_storage(cluster.addresses)
+    first = cluster.leader(timeout=SECONDS)
+    to, old = (i for i in range(3) if i != first)
+    node = cluster.node_id(to)
+    where = ["--addresses", cluster.addresses]
+    eventually(  # asked again: a busy machine may miss the time for it, and who leads already is content
+        lambda: raftstorage("transfer-leader", "--to", str(node), *where) == (0, f"node {node} leads\n", ""),
+        "leadership to be moved",
+    )
+    assert cluster.leader(timeout=SECONDS) == to
+
+    new = grown(cluster, learner=True)
+    known = membership(cluster)
+    status, out, err = raftstorage("member", "list", *where)
+    assert (status, err) == (0, ""), err
+    assert [" ".join(row.split()) for row in out.splitlines()] == [
+        "node address role directory",
+        *(
+            f"{m.node_id} {m.address} {m.role}{', leads' if m.node_id == node else ''} {m.instance[:8]}"
+            for m in known.members
+        ),
+    ]
+    status, out, err = raftstorage("member", "list", "--json", *where)
+    assert (status, err) == (0, ""), err
+    assert json.loads(out) == members.as_json(known)
+
+    by = str(cluster.node_id(new))
+    eventually(
+        lambda: member(cluster, "replace", str(cluster.node_id(old)), by) == (0, ""),
+        "the new one to take the old one's place",
+        interval=0.2,
+    )
+    assert roles(cluster) == {cluster.node_id(i): "voter" for i in (first, to, new)}
+    removed(cluster, old)
+    cluster.kill(first)  # the new one's vote counts
+    oid, tid = commit_new(storage, b"two of three voters")
+    assert storage.loadBefore(oid, maxtid) == (b"two of three voters", tid, None)
 
 
 # ---- versions --------------------------------------------------------------------------------------------
