@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 DAY = 86_400.0
+#: A time so far ahead is taken for now: whoever named it may have another clock.
+CLOCK_SECONDS = 60.0
 #: How often the leader is asked how far it is: soon at first, then seldom.
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 Z64 = bytes(8)
@@ -29,11 +31,21 @@ DOING = {"marking": "looking for garbage", "collecting": "naming garbage", "remo
 
 
 def time_to_pack_to(days: float | None, at: str | None, now: float) -> float:
-    """Seconds since 1970. `at`: a date and time of ISO 8601, local without a zone, or such seconds. ValueError."""
+    """Seconds since 1970. `at`: a date and time of ISO 8601, local without a zone, or such seconds. ValueError.
+
+    A time to come is refused: who names one is mistaken, and all that was replaced up to now would go.
+    """
     if days is not None and at is not None:
         raise ValueError("give --days or --time, not both")
     if at is None:
         return now - (days or 0.0) * DAY
+    seconds = _seconds_at(at)
+    if seconds > now + CLOCK_SECONDS:
+        raise ValueError(f"{at!r} is in the future: name a time up to now")
+    return seconds
+
+
+def _seconds_at(at: str) -> float:
     with suppress(ValueError):
         return float(at)
     try:
@@ -61,7 +73,7 @@ def pack(
         last = cluster.read_point()
         if last == Z64:
             return pb.PackState(phase="done")
-        tid = min(_tid_of(seconds), last)  # a time to come means now
+        tid = min(_tid_of(seconds), last)  # some seconds to come mean now
         call = Call("pack", pb.Pack(pack_id=os.urandom(16), tid=tid, collect=collect))
         pause, wake = FIRST_PAUSE, threading.Event()
         while True:

@@ -16,11 +16,12 @@ from raftstorage.proto import storage_pb2 as pb
 from ..cluster import Call, Cluster
 from ..cluster.blobs import SmallUpload
 from ..cluster.bodies import Body, LargeBody, Record, make_body, size_of
-from ..cluster.errors import ClientDisconnected, RecordTooLarge, RequestRefused
+from ..cluster.errors import ClientDisconnected, RequestRefused
 from ..cluster.loop import Waiter
 from ..cluster.policy import RETRY_LEAD, commit
 from ..cluster.refusals import TOO_MUCH, refused, rest_seconds
 from .blob_copies import BlobCopies
+from .errors import RecordTooLarge
 from .tpc import as_bytes, extension_bytes
 
 WINDOW_TRANSACTIONS = 64
@@ -45,8 +46,8 @@ def restore_all(
 ) -> None:
     """Commits each transaction of the storage `other` with its own tid, blobs and all.
 
-    RequestRefused when the cluster refuses one; ClientDisconnected when no leader answers for the cluster's
-    commit_timeout. What was restored before an error stays.
+    RequestRefused when the cluster refuses one, RecordTooLarge when it would for its size; ClientDisconnected when
+    no leader answers for the cluster's commit_timeout. What was restored before an error stays.
     """
     window: deque[_Restore] = deque()
     sender = _Sender(cluster, window)

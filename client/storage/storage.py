@@ -161,19 +161,22 @@ class ClientStorage(
     def registerDB(self, wrapper: Any) -> None:  # noqa: N802
         super().registerDB(wrapper)
 
-        def tell(tid: bytes, oids: Sequence[bytes]) -> None:
+        def say(word: Callable[..., object], *about: object) -> None:
             try:
-                wrapper.invalidate(tid, oids)
+                word(*about)
             except AttributeError as error:
                 # A storage around this one, as zc.zlibstorage's, that has no database yet: it looks for it here.
                 if error.name != "db" or error.obj not in (self, wrapper):
                     raise
 
+        def tell(tid: bytes, oids: Sequence[bytes]) -> None:
+            say(wrapper.invalidate, tid, oids)
+
         def missed() -> None:
             self.cache.missed()
             forget = getattr(wrapper, "invalidateCache", None)
             if forget is not None:
-                forget()
+                say(forget)
 
         feed = self.cluster.feed
         with feed.lock:

@@ -1,9 +1,10 @@
-"""ZODB's IExternalGC.test, on a cluster and on a node in the test's own process, once for each."""
+"""ZODB's IExternalGC.test: on a cluster, there over wrapped records, too, and on a node in this process."""
 
 from __future__ import annotations
 
 import re
 import unittest
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from raftstorage.client.storage.errors import PackedAway
 from ZODB import POSException
 from ZODB.tests.PackableStorage import IExternalGC_suite
 from zope.testing.renormalizing import RENormalizing
+
+from tests.conformance.cases import Hex
 
 if TYPE_CHECKING:
     from tests.conformance.conftest import Clusters
@@ -30,8 +33,14 @@ class Storage(ClientStorage):
             path.unlink()
 
 
-def run(addresses: str, blob_dir: Path) -> None:
-    suite = IExternalGC_suite(lambda: Storage(addresses, pack_gc=False, blob_dir=blob_dir))
+class Wrapped(Hex):
+    def pack(self, pack_time: float, referencesf: Any, gc: bool = False) -> None:
+        """HexStorage has garbage collected where nobody says anything, however its base was opened."""
+        super().pack(pack_time, referencesf, gc)
+
+
+def run(addresses: str, blob_dir: Path, wrap: Callable[[Storage], Any] = lambda storage: storage) -> None:
+    suite = IExternalGC_suite(lambda: wrap(Storage(addresses, pack_gc=False, blob_dir=blob_dir)))
     (check,) = suite
     check._dt_checker = ZODB.tests.util.checker + RENormalizing([(OURS, "ZODB.POSException.POSKeyError")])
     result = unittest.TestResult()
@@ -48,6 +57,11 @@ def test_on_a_cluster(clusters: Clusters, disk_directory: Path) -> None:
 
 def test_embedded(disk_directory: Path) -> None:
     run(f"embedded:{disk_directory}/database", disk_directory / "blobs")
+
+
+def test_over_hex(clusters: Clusters, disk_directory: Path) -> None:
+    with clusters.take() as cluster:
+        run(cluster.addresses, disk_directory, Wrapped)
 
 
 def test_what_is_gone_is_a_poskeyerror() -> None:

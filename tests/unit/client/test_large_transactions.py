@@ -350,6 +350,11 @@ def test_a_bulk_restore_survives_a_refused_part_and_a_failover(cluster: FakeClus
     assert [each.tid for each in cluster.transactions] == [each.tid for each in source.transactions]
 
 
+def test_a_bulk_restore_names_the_transaction_that_is_too_large(cluster: FakeCluster, storage: Any) -> None:
+    with pytest.raises(E.TransactionTooLargeError, match=f"{p64(2000).hex()} has .* the limit is 5000"):
+        storage.copyTransactionsFrom(Source([[100], [900] * 6]))
+
+
 class Source:
     """A storage to copy from."""
 

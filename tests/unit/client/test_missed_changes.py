@@ -3,12 +3,15 @@ nothing read before them is taken for current behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from raftstorage.client import ClientStorage
 from raftstorage.client.cluster.feed import Feed
 from raftstorage.client.cluster.loop import run_in_loop
+from zc.zlibstorage import ZlibStorage
+from ZODB.tests.hexstorage import HexStorage
 
 from tests.unit.client.conftest import FakeCluster, tid_of
 
@@ -104,5 +107,21 @@ def test_what_was_asked_for_before_a_gap_is_not_current_behind_it(cluster: FakeC
         assert "missed" in told.words
         storage.cache.store(OID, b"old", first, None, first)
         assert not storage.cache.has(OID, tid_of(int.from_bytes(newest) + 1))
+    finally:
+        storage.close()
+
+
+@pytest.mark.parametrize("wrap", [HexStorage, ZlibStorage])
+def test_a_gap_before_a_wrapper_has_its_database_hurts_nobody(
+    cluster: FakeCluster, wrap: Callable[[Any], Any]
+) -> None:
+    storage = ClientStorage(cluster.addresses)
+    try:
+        wrapper, told = wrap(storage), Told()
+        for _ in range(2):
+            run_in_loop(storage.cluster.feed.miss)
+            storage.lastTransaction()
+            wrapper.registerDB(told)
+        assert told.words == ["missed"]  # of the second one
     finally:
         storage.close()

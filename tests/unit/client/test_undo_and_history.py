@@ -91,6 +91,7 @@ def counter(value: int) -> bytes:
         interfaces.IStorageIteration,
         interfaces.IStorageRestoreable,
         interfaces.IMultiCommitStorage,
+        interfaces.IPrefetchStorage,
         interfaces.ReadVerifyingStorage,
     ],
 )

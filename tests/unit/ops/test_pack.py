@@ -112,7 +112,10 @@ def test_garbage_that_cannot_be_told_has_an_exit_code(addresses: str, invoke: In
     [
         (["--days", "1", "--time", "2020-01-01"], 2, "not both"),
         (["--time", "yesterday"], 2, "no date and time"),
-        (["--time", "1e30"], 2, "no such time"),
+        (["--time", "-1e30"], 2, "no such time"),
+        (["--time", "nan"], 2, "no such time"),
+        (["--time", "1e30"], 2, "is in the future"),
+        (["--time", "2999-01-31T12:00"], 2, "is in the future"),
         (["--days", "-1"], 2, ""),
     ],
 )
@@ -122,6 +125,16 @@ def test_what_is_asked_wrongly(
     fill(addresses)
     code, output = invoke(*arguments)
     assert (code, why in " ".join(output.split())) == (status, True), output
+    storage = ClientStorage(addresses, read_only=True)
+    assert storage.lastPack() == bytes(8)
+    storage.close()
+
+
+def test_some_seconds_to_come_mean_now(addresses: str, invoke: Invoke) -> None:
+    """Of another clock."""
+    fill(addresses)
+    status, output = invoke("--time", repr(time.time() + packing.CLOCK_SECONDS / 2))
+    assert (status, "removed 6 records" in output) == (0, True), output
 
 
 def test_no_leader_and_old_members() -> None:
@@ -144,12 +157,15 @@ def test_a_refusal_is_told(addresses: str, invoke: Invoke) -> None:
 
 
 def test_times() -> None:
-    now = 1_700_000_000.0
+    now = 1_800_000_000.0
     assert packing.time_to_pack_to(None, None, now) == now
     assert packing.time_to_pack_to(2, None, now) == now - 172_800
     assert packing.time_to_pack_to(None, "12.5", now) == 12.5
     assert packing.time_to_pack_to(None, "2026-01-31T12:00Z", now) == 1_769_860_800
     assert packing.time_to_pack_to(None, "2026-01-31", now) == datetime(2026, 1, 31).timestamp()
+    assert packing.time_to_pack_to(None, "1800000060", now) == now + 60
+    with pytest.raises(ValueError, match="'1800000061' is in the future"):
+        packing.time_to_pack_to(None, "1800000061", now)
 
 
 def test_the_bar_shows_how_far_it_is() -> None:
