@@ -138,14 +138,14 @@ class Reading:
         bound = min(before_tid(tid), self._last_tid)
         found, following = self._store.around("records", oid + bound, 8)
         if self._dropped:
-            while found is not None and found[0][:8] == oid and self._is_dead(*found):
+            while found is not None and self._is_dead(*found):
                 found = self._store.around("records", oid + before_tid(found[0][8:]), 8)[0]
-            while following is not None and following[:8] == oid and self._is_dead(following):
+            while following is not None and self._is_dead(following):
                 following = self._store.around("records", following, 8)[1]
-        younger = following is not None and following[:8] == oid and following[8:] <= self._last_tid
+        younger = following is not None and following[8:] <= self._last_tid
         after = following[8:] if younger and following is not None else None
         packed = self._pack.tid
-        if found is not None and found[0][:8] == oid:
+        if found is not None:
             key, sealed = found
             data = read_whole(key, sealed)
             if data is None:
