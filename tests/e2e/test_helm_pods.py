@@ -84,6 +84,15 @@ class Pods:
             )
         self.running[ordinal] = pod
 
+    def install(self, helm: str) -> Manifests:
+        """Three pods that found a cluster, and all vote; what they were started from."""
+        three = parse(template(helm, []))
+        for ordinal in range(3):
+            self.start(three, ordinal)
+        assert [self.serves(ordinal) for ordinal in range(3)] == [1, 2, 3]
+        self.voters(3)
+        return three
+
     def serves(self, ordinal: int) -> int:
         """Its node id, once it serves."""
         pod = self.running[ordinal]
@@ -140,11 +149,7 @@ def pods(tmp_path: Path) -> Iterator[Pods]:
 def test_three_to_five_to_three(
     helm: str, pods: Pods, start_writers: Callable[..., Any], open_storage: Callable[..., Any]
 ) -> None:
-    three = parse(template(helm, []))
-    for ordinal in range(3):
-        pods.start(three, ordinal)
-    assert [pods.serves(ordinal) for ordinal in range(3)] == [1, 2, 3]
-    pods.voters(3)
+    three = pods.install(helm)
     with start_writers(2, ",".join(pods.addresses(3)), pause=0.02) as writers:
         writers.more(20)
         five = parse(template(helm, values(replicaCount=5, foundingReplicaCount=3)))
@@ -189,11 +194,7 @@ def test_three_to_five_to_three(
 def test_a_leading_founder_that_lost_its_volume_takes_its_place_again(
     helm: str, pods: Pods, start_writers: Callable[..., Any], open_storage: Callable[..., Any]
 ) -> None:
-    three = parse(template(helm, []))
-    for ordinal in range(3):
-        pods.start(three, ordinal)
-    assert [pods.serves(ordinal) for ordinal in range(3)] == [1, 2, 3]
-    pods.voters(3)
+    three = pods.install(helm)
     with start_writers(2, ",".join(pods.addresses(3)), pause=0.02) as writers:
         writers.more(10)
         # The others have no leader, or count on this one, when it comes back with nothing.
@@ -218,11 +219,7 @@ def test_a_leading_founder_that_lost_its_volume_takes_its_place_again(
 def test_a_founder_that_nobody_answered_finds_its_place_when_the_others_are_there(
     helm: str, pods: Pods, start_writers: Callable[..., Any], open_storage: Callable[..., Any]
 ) -> None:
-    three = parse(template(helm, []))
-    for ordinal in range(3):
-        pods.start(three, ordinal)
-    assert [pods.serves(ordinal) for ordinal in range(3)] == [1, 2, 3]
-    pods.voters(3)
+    three = pods.install(helm)
     with start_writers(2, ",".join(pods.addresses(3)), pause=0.02) as writers:
         writers.more(10)
         writers.stop()
