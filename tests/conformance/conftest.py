@@ -69,7 +69,7 @@ def _back_home() -> Iterator[None]:
     tempfile.tempdir = temporary
 
 
-@pytest.fixture(scope="package")  # an idle cluster takes a tenth of a processor, from all tests that follow
+@pytest.fixture(scope="package")  # an idle cluster takes processor time from all tests that follow
 def clusters(
     make_disk_directory: Callable[[], contextlib.AbstractContextManager[Path]],
     end_cluster: Callable[[LocalCluster], None],

@@ -1,4 +1,4 @@
-"""Clusters whose nodes need not import everything anew: a third of what the checks of this folder would take.
+"""Clusters whose nodes need not import everything anew, which takes longer than many checks of this folder.
 
 Each node is a process of its own, as from the command line. It is forked from one that has imported what a node
 needs, and done nothing else.
